@@ -1,0 +1,52 @@
+# `make demo` and `make test` need git, make and python3 (3.10 or newer); the rest they install into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+META := setup.py settings.ini constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+JOBS ?= 2
+export MPLBACKEND ?= agg
+
+.PHONY: help demo test lab prepare outputs
+
+help:
+	@echo 'make demo                  learn the 18 embedded chairs and show what came of it'
+	@echo 'make test                  run every notebook and test'
+	@echo 'make lab                   open the notebooks in JupyterLab'
+	@echo 'make prepare               after editing notebooks: export the library, clean, write README.md'
+	@echo 'make outputs NB=nbs/x.ipynb   run a notebook and store its outputs in the file'
+
+demo: .venv/.lib
+	$(BIN)/nvs demo
+
+# One thread per worker: two notebooks side by side use two cores better than one notebook on both.
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -rs -n $(JOBS) --durations=15 -p no:cacheprovider
+
+lab: .venv/.dev
+	$(BIN)/jupyter lab nbs
+
+prepare: .venv/.dev
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/readme.py
+
+outputs: .venv/.dev
+	@test -n "$(NB)" || { echo 'say which notebook: make outputs NB=nbs/02_viz.ipynb'; exit 2; }
+	$(BIN)/python .ci/store_outputs.py $(NB)
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) not found: install Python 3.10 or newer, or say PYTHON=/path/to/python3'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): say PYTHON=/path/to/a/newer/python3"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo '$(PYTHON) comes without venv: on Debian and Ubuntu, `sudo apt install python3-venv` adds it'; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# Stamps: installed anew only when the requirements change.
+.venv/.lib: $(META) | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/.dev: $(META) | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch .venv/.lib $@

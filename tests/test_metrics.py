@@ -1,0 +1,279 @@
+"Scores against other implementations and against answers known beforehand; weights that cannot be trusted; the command."
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from nvs_nb import metrics
+from nvs_nb.core import NvsError
+from nvs_nb.data import load_set
+from nvs_nb.metrics import (CAP, KNOWN, VGGFeatures, blurred, controls, fcs, find_vgg, frozen, load_vgg, mcs, mcs_floor, mean_frame,
+                            motion, moving_mask, psnr, psnr_moving, score, shifted, shuffled, ssim, vgg_features)
+
+
+@pytest.fixture(scope='module')
+def real(): return load_set('chairs').frames[:3, :5, ::2, ::2]
+
+
+@pytest.fixture(scope='module')
+def noisy(real):
+    return (real.astype(int) + np.random.default_rng(0).integers(-20, 20, real.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def weights():
+    g = torch.Generator().manual_seed(0)
+    return {k: (torch.randn(v.shape, generator=g) * (2 / max(v[0].numel(), 1))**.5).numpy() for k, v in VGGFeatures().state_dict().items()}
+
+
+@pytest.fixture(scope='module')
+def npz(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp('vgg')/'small.npz'
+    np.savez(path, **weights, extra=np.zeros(3))
+    return path
+
+
+@pytest.fixture(scope='module')
+def net(npz): return load_vgg(npz)
+
+
+@pytest.fixture(autouse=True)
+def no_vgg_in_the_environment(monkeypatch): monkeypatch.delenv('NVS_VGG16', raising=False)
+
+
+# pixels
+
+def test_psnr_agrees_with_skimage(real, noisy):
+    assert psnr(real, noisy) == pytest.approx([peak_signal_noise_ratio(a/255., b/255., data_range=1) for a, b in zip(real, noisy)])
+
+
+def test_psnr_counts_all_pixels_before_the_logarithm(real):
+    fake = real.copy()
+    fake[0, 0] ^= 128  # one bad frame among five
+    mse = (.5019607843137255**2) / 5
+    assert psnr(real, fake)[0] == pytest.approx(-10*math.log10(mse)) and (psnr(real, fake)[1:] == CAP).all()
+
+
+def test_ssim_agrees_with_skimage(real, noisy):
+    expected = [np.mean([structural_similarity(p, q, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
+                                               channel_axis=-1) for p, q in zip(a, b)]) for a, b in zip(real, noisy)]
+    assert ssim(real, noisy) == pytest.approx(expected, abs=1e-9) and ssim(real, real) == pytest.approx(np.ones(3))
+
+
+def test_moving_pixels_by_hand():
+    clip = np.zeros((1, 4, 16, 16, 3), np.uint8)
+    clip[0, ::2, 2, 3, 1] = 26  # deviation 13/255 > .05, one channel only
+    clip[0, ::2, 5, 5] = 25  # deviation 12.5/255 < .05
+    assert np.argwhere(moving_mask(clip)).tolist() == [[0, 2, 3]]
+    fake = clip.copy()
+    fake[0, :, 2, 3, 0] = 51
+    assert psnr_moving(clip, fake) == pytest.approx(-10*math.log10(.2**2/3))
+    assert np.isnan(psnr_moving(frozen(clip), fake)).all()
+
+
+def test_fcs_by_hand(real):
+    s = [[structural_similarity(c[0]/255., f/255., gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.,
+                                channel_axis=-1) for f in c] for c in real]
+    assert fcs(real) == pytest.approx(np.mean(s, 1)) and fcs(real, count_first=False) == pytest.approx(np.mean(np.array(s)[:, 1:], 1))
+    assert fcs(frozen(real), count_first=False) == pytest.approx(np.ones(3)) == fcs(frozen(real), consecutive=True)
+    assert fcs(real[:, ::-1], consecutive=True) == pytest.approx(fcs(real, consecutive=True))
+
+
+def test_tensors_and_memory_maps_score_the_same(real, noisy, tmp_path):
+    np.save(tmp_path/'x.npy', real)
+    mapped = np.load(tmp_path/'x.npy', mmap_mode='r')
+    assert (psnr(torch.from_numpy(real), noisy) == psnr(mapped, noisy)).all()
+    assert (fcs(mapped) == fcs(real)).all()
+
+
+@pytest.mark.parametrize('of', [psnr, ssim, psnr_moving, score])
+def test_what_cannot_be_scored(of, real):
+    for bad in (real/255., real[0], real[:0], real[:, :1], real.transpose(0, 1, 4, 2, 3)):
+        with pytest.raises(NvsError, match='uint8'): of(bad, bad)
+    with pytest.raises(NvsError, match='one shape'): of(real, real[:2])
+
+
+# known answers
+
+def test_known_answers_are_what_their_names_say(real):
+    assert (frozen(real) == real[:, :1]).all() and frozen(real).shape == real.shape
+    assert np.abs(mean_frame(real)[:, 2] - real.mean(1)).max() <= .5 and (mean_frame(real) == mean_frame(real)[:, :1]).all()
+    assert (shifted(real)[..., 1:, :] == real[..., :-1, :]).all() and (shifted(real, 3)[..., :3, :] == real[..., :1, :]).all()
+    again = shuffled(real, seed=1)
+    assert (again == shuffled(real, seed=1)).all() and (again != real).any()
+    assert all(sorted(map(bytes, a)) == sorted(map(bytes, b)) for a, b in zip(again, real))
+    flat = np.full_like(real, 77)
+    assert (blurred(flat) == 77).all() and blurred(real).std() < real.std()
+    for make in KNOWN.values(): assert make(real).shape == real.shape and make(real).dtype == np.uint8
+
+
+# the feature network
+
+def test_features_are_vgg16_up_to_relu3_3(real, weights, net):
+    x = torch.from_numpy(real[0, :2]).permute(0, 3, 1, 2) / 255
+    x = (x - torch.tensor([.485, .456, .406]).view(3, 1, 1)) / torch.tensor([.229, .224, .225]).view(3, 1, 1)
+    for n in (0, 2, 'pool', 5, 7, 'pool', 10, 12, 14):
+        if n == 'pool': x = F.max_pool2d(x, 2)
+        else: x = F.relu(F.conv2d(x, *(torch.from_numpy(weights[f'features.{n}.{k}']) for k in ('weight', 'bias')), padding=1))
+    assert x.shape == (2, 256, 8, 8)
+    torch.testing.assert_close(vgg_features(real[0, :2], net), x.flatten(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(vgg_features(real, net, batch=4)[0, :2], x.flatten(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float64])
+def test_other_float_types_are_read(dtype, weights, tmp_path):
+    np.savez(tmp_path/'v.npz', **{k: v.astype(dtype) for k, v in weights.items()})
+    assert next(load_vgg(tmp_path/'v.npz').parameters()).dtype == torch.float32
+
+
+class Bomb:
+    "Something that must never be unpickled."
+    def __reduce__(self): return (exec, ('raise SystemExit("unpickled")',))
+
+
+def test_weights_that_cannot_be_trusted(weights, tmp_path):
+    def fails(change, match):
+        np.savez(tmp_path/'bad.npz', **(weights | change))
+        with pytest.raises(NvsError, match=match) as e: load_vgg(tmp_path/'bad.npz')
+        assert 'bad.npz' in str(e.value) and '\n' not in str(e.value)
+    fails({'features.0.weight': np.array([Bomb()], dtype=object)}, 'not an .npz')
+    fails({'features.14.bias': np.zeros(255, np.float32)}, r'features.14.bias has shape \(255,\), expected \(256,\)')
+    fails({'features.7.bias': np.zeros(128, np.int64)}, 'features.7.bias is not made of finite floats')
+    fails({'features.7.bias': np.full(128, np.inf)}, 'finite')
+    missing = {k: v for k, v in weights.items() if k != 'features.10.weight'}
+    np.savez(tmp_path/'bad.npz', **missing)
+    with pytest.raises(NvsError, match='no array features.10.weight'): load_vgg(tmp_path/'bad.npz')
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 nonsense', b'\x93NUMPY', pickle.dumps(Bomb()), 'half', 'npy'])
+def test_files_that_are_no_npz(content, npz, tmp_path):
+    path = tmp_path/'x.npz'
+    if content == 'npy':
+        with open(path, 'wb') as f: np.save(f, np.zeros(3))
+    else: path.write_bytes(npz.read_bytes()[:3_000_000] if content == 'half' else content)
+    with pytest.raises(NvsError, match='x.npz: not an .npz'): load_vgg(path)
+
+
+def test_a_file_that_is_named_must_be_there(npz, tmp_path, monkeypatch):
+    for path in (tmp_path/'none.npz', tmp_path):
+        with pytest.raises(NvsError, match='cannot be read'): find_vgg(path)
+    monkeypatch.setenv('NVS_VGG16', str(tmp_path/'gone.npz'))
+    with pytest.raises(NvsError, match='gone.npz'): find_vgg()
+    assert find_vgg(npz)[0].source['file'] == 'small.npz'  # the argument comes before the variable
+    monkeypatch.setenv('NVS_VGG16', str(npz))
+    assert len(find_vgg(download=False)[0].source['sha256']) == 16
+
+
+def test_without_a_file_the_network_is_asked(weights, monkeypatch):
+    calls = []
+    def offline(url, **kw): calls.append((url, kw)); raise OSError('no route to host')
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', offline)
+    assert find_vgg(download=False)[0] is None and not calls
+    net, why = find_vgg()
+    assert net is None and 'NVS_VGG16' in why and 'no route to host' in why and '\n' not in why and load_vgg() is None
+    assert calls[0][0].endswith('vgg16-397923af.pth') and calls[0][1]['weights_only'] and calls[0][1]['check_hash']
+    full = {k: torch.from_numpy(v) for k, v in weights.items()} | {'classifier.0.bias': torch.zeros(9)}
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda url, **kw: full)
+    net, why = find_vgg()
+    assert why == '' and torch.equal(net.features[14].bias, full['features.14.bias']) and net.source['sha256'] == '397923af'
+
+
+# motion consistency
+
+def test_mcs_by_hand(real, noisy, net):
+    def mean_difference(clips, sign):
+        phi = np.stack([vgg_features(c, net).double().numpy() for c in clips])
+        d = [phi[n, i+1] - phi[n, i] for n in range(3) for i in range(4)]
+        return np.mean(d if sign else np.abs(d), 0)
+    for mode in metrics.MODES:
+        f, g = (mean_difference(c, mode == 'signed') for c in (real, noisy))
+        assert mcs(real, noisy, net, mode) == pytest.approx(np.log10(((f-g)**2).sum()), abs=1e-4)
+        assert mcs(real, frozen(noisy), net, mode) == pytest.approx(np.log10((f**2).sum()), abs=1e-4)
+    assert mcs(real, real, net) == -math.inf
+    with pytest.raises(NvsError, match='mode of mcs'): mcs(real, real, net, 'literal')
+
+
+def test_signed_motion_telescopes_and_absolute_does_not(real, net):
+    inner = real[:, [0, 3, 1, 2, 4]]
+    a, b = motion(real, net), motion(inner, net)
+    torch.testing.assert_close(a['signed'], b['signed'], rtol=1e-4, atol=1e-5)
+    assert (a['absolute'] - b['absolute']).abs().max() > 1e-2
+    torch.testing.assert_close(a['absolute'], motion(real[:, ::-1], net)['absolute'], rtol=1e-4, atol=1e-5)
+
+
+def test_floor_is_seeded_and_splits_all_clips():
+    f = torch.tensor([[0.], [1.], [2.], [4.]])
+    assert mcs_floor(f, seed=5) == mcs_floor(f, seed=5) != mcs_floor(f, seed=6)
+    possible = {round(math.log10(d**2), 6) for d in (2.5, 1.5, .5)}  # the three ways to halve four clips
+    for seed in range(6):
+        mean, sd = mcs_floor(f, seed, draws=1)
+        assert round(mean, 6) in possible and sd == 0
+    assert np.isnan(mcs_floor(f[:1])).all()
+
+
+# everything at once
+
+def test_score_is_flat_and_json(real, noisy, net):
+    s = score(real, noisy, net, config_hash='abc', seed=3)
+    cards = s.pop('cards')
+    json.dumps([s, cards], allow_nan=False)
+    assert all(isinstance(v, float) or k == 'psnr_clips' and len(v) == 3 for k, v in s.items())
+    assert set(cards) == {'psnr', 'psnr_moving', 'ssim', 'fcs', 'mcs'}
+    for card in cards.values():
+        assert (card['clips'], card['frames'], card['size'], card['config'], card['seed']) == (3, 5, 32, 'abc', 3) and card['seconds'] >= 0
+    assert cards['mcs']['file'] == 'small.npz' and len(cards['mcs']['sha256']) == 16
+    assert s['psnr_worst'] == min(s['psnr_clips']) and s['psnr_mean'] == pytest.approx(np.mean(s['psnr_clips']))
+    assert s['fcs_gap'] == pytest.approx(abs(s['fcs']-s['fcs_real'])) and s['fcs_real'] == pytest.approx(fcs(real).mean())
+    assert s['mcs'] == pytest.approx(mcs(real, noisy, net)) and s['mcs_signed'] == pytest.approx(mcs(real, noisy, net, 'signed'))
+
+
+def test_score_without_network_or_motion(real, noisy):
+    s = score(real, noisy, mcs_reason='offline')
+    assert s['cards']['mcs'] == {'left_out': 'offline'} and not [k for k in s if k.startswith('mcs')]
+    s = score(frozen(real)[:1], noisy[:1])
+    assert s['psnr_moving'] is None and s['moving_share'] == 0 and s['cards']['mcs']['left_out']
+
+
+def test_one_clip_has_no_halves(real, noisy, net):
+    s = score(real[:1], noisy[:1], net)
+    assert s['mcs_floor'] is None and s['mcs_floor_sd'] is None and s['mcs'] is not None
+
+
+def test_the_mean_frame_is_the_best_still_picture(real):
+    for c in (load_set('actors').frames[::9], real):
+        assert (psnr(c, mean_frame(c)) > psnr(c, frozen(c))).all()
+
+
+def test_controls_rank_the_known_answers(real, net):
+    rows = controls(real, net)
+    assert set(rows) == set(KNOWN) and rows['identical']['psnr_mean'] == CAP and rows['identical']['mcs'] is None
+    assert rows['frozen']['fcs'] == pytest.approx(1) and rows['frozen']['mcs'] == rows['mean frame']['mcs'] == rows['frozen']['mcs_frozen']
+    assert rows['blurred']['psnr_moving'] > rows['mean frame']['psnr_moving'] > rows['frozen']['psnr_moving']
+    assert 'mcs' not in controls(real)['frozen']
+
+
+def test_command_writes_the_controls(npz, tmp_path, monkeypatch, capsys):
+    small = load_set('chairs').subset(slice(2))
+    small.frames = small.frames[:, :3, ::2, ::2]
+    monkeypatch.setattr(metrics, 'load_set', lambda name, root=None: small)
+    metrics.main(['--vgg', str(npz), '--out', str(tmp_path/'c.json')])
+    text = (tmp_path/'c.json').read_text()
+    out = json.loads(text)
+    assert out['command'].startswith('python -m nvs_nb.metrics') and out['features']['file'] == 'small.npz'
+    assert str(tmp_path) not in text and str(npz.parent) not in text
+    assert out['sets']['chairs']['scores']['frozen']['mcs'] > 0
+    metrics.main(['--out', str(tmp_path/'d.json')])
+    assert 'NVS_VGG16' in json.loads((tmp_path/'d.json').read_text())['features']['left_out']
+
+
+@pytest.mark.parametrize('args', [['--vgg', 'missing.npz'], ['--root', 'missing']])
+def test_command_says_what_is_wrong_in_one_line(args, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: metrics.main([*args, '--out', 'c.json'])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and 'missing' in err and err.count('\n') == 1 and not (tmp_path/'c.json').exists()
