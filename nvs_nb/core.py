@@ -115,7 +115,7 @@ class Config:
     schedule: str = 'joint'       # 'alternating' stages (3.1)-(3.2), 'joint', or 'released' (a second, triplet-only step)
     gamma_steps: int = 5          # updates of G (3.1) for each update of codes and R (3.2); 'alternating' only
     batch: int = 6                # clips of a step
-    visit_frames: int = 0         # frames of each clip drawn in a step, at random; 0: all L
+    visit_frames: int = 0         # frames of each clip drawn in a step, at random; 0, or more than L: all
     visit_steps: int = 1          # steps on the same clips before the next ones (released code: 300)
     fresh_optimisers: bool = False  # rebuild the optimisers at each visit (the released code)
     lr_g: float = 1e-3            # tau_G, Adam
@@ -132,7 +132,6 @@ class Config:
 
     def __post_init__(self):
         for f in dataclasses.fields(self): object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
-        if self.visit_frames > self.frames: raise NvsError(f'config: visit_frames={self.visit_frames} is more than frames={self.frames}')
         if 0 < self.read_frames < self.frames: raise NvsError(f'config: read_frames={self.read_frames} is less than frames={self.frames}')
         if self.size >> self.levels < 2: raise NvsError(f'config: levels={self.levels} is too many for size={self.size}')
 
@@ -205,7 +204,7 @@ RECIPES = dict(
         d_s=56, d_t=200, static_rows='shared', transient_rows='clip', learn_static=False, layout='scrambled', recurrent=False, r_norm='clip',
         norm='none', g_init='default', output='tanh', code_norm='max', triplet='released', lr_g=6.25e-5, lr_r=6.25e-5, lr_z=12.5,
         precision='fp32', channels_last=False),
-    fast=dict())
+    fast=dict(static_rows='clip', transient_rows='clip', width=256, batch=32, visit_frames=4, lr_g=3e-3, lr_r=2e-3, lr_z=2e-2))
 
 def make_config(
     set,             # 'chairs', 'actors', 'swings' (embedded), 'chair-cad', 'weizmann', 'golf' or 'folder'

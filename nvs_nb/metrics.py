@@ -41,7 +41,8 @@ def shifted(real, pixels=1):
 
 def blurred(real, sigma=1.):
     "Every frame blurred by a Gaussian of `sigma` pixels."
-    return np.stack([np.rint(gaussian(c, sigma=(0, sigma, sigma), channel_axis=-1, preserve_range=True)) for c in real]).astype(np.uint8)
+    smooth = partial(gaussian, sigma=(0, sigma, sigma), channel_axis=-1, preserve_range=True)
+    return np.stack([np.rint(smooth(c)) for c in real]).astype(np.uint8)
 
 KNOWN = {'identical': lambda c: c, 'shifted': shifted, 'blurred': blurred, 'mean frame': mean_frame, 'frozen': frozen,
          'shuffled': shuffled, 'reversed': lambda c: c[:,::-1]}
@@ -55,7 +56,7 @@ def clips_of(
     sets = [np.asanyarray(s.cpu() if hasattr(s, 'cpu') else s) for s in sets]
     for s in sets:
         if s.dtype != np.uint8 or s.ndim != 5 or s.shape[-1] != 3 or 0 in s.shape or s.shape[1] < 2:
-            raise NvsError(f'clips to score must be uint8 (clips, at least 2 frames, height, width, 3), got {s.dtype} {s.shape}')
+            raise NvsError(f'clips to score must be uint8 (clips, 2+ frames, H, W, 3), not {s.dtype} {s.shape}')
     if same and len({s.shape for s in sets}) > 1:
         raise NvsError('real and generated clips must have one shape, got ' + ' and '.join(str(s.shape) for s in sets))
     return sets
@@ -89,12 +90,13 @@ def psnr_moving(
 ):  # (N,) dB; nan for a clip where nothing moves
     "PSNR over the moving pixels of each real clip, all frames."
     real, fake = clips_of(real, fake, same=True)
-    mse = [np.mean((a[:,m]/255. - b[:,m]/255.)**2) if m.any() else np.nan for a, b, m in zip(real, fake, moving_mask(real))]
+    mse = [np.mean((a[:,m]/255. - b[:,m]/255.)**2) if m.any() else np.nan
+           for a, b, m in zip(real, fake, moving_mask(real))]
     return decibel(np.array(mse))
 
 # %% ../nbs/07_metrics.ipynb #81655845
-frame_ssim = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.,
-                     channel_axis=-1)
+frame_ssim = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                     data_range=1., channel_axis=-1)
 
 def ssim(
     real,  # uint8 (N, L, H, W, 3)
@@ -154,12 +156,13 @@ def read_vgg(path):
     except Exception: raise NvsError(f'{path}: not an .npz file of VGG16 weights') from None  # numpy raises many kinds
     for k, v in want.items():
         if k not in have: raise NvsError(f'{path}: no array {k}; these are not the weights of VGG16 up to relu3_3')
-        if have[k].shape != tuple(v.shape): raise NvsError(f'{path}: {k} has shape {have[k].shape}, expected {tuple(v.shape)}')
-        if have[k].dtype.kind != 'f' or not np.isfinite(have[k]).all(): raise NvsError(f'{path}: {k} is not made of finite floats')
+        a, shape = have[k], tuple(v.shape)
+        if a.shape != shape: raise NvsError(f'{path}: {k} has shape {a.shape}, expected {shape}')
+        if a.dtype.kind != 'f' or not np.isfinite(a).all(): raise NvsError(f'{path}: {k} is not made of finite floats')
     weights = {k: torch.from_numpy(a.astype(np.float32)) for k, a in have.items()}
     return ready(net, weights, file=Path(path).name, sha256=hashlib.sha256(data).hexdigest()[:16])
 
-VGG_URL = 'https://download.pytorch.org/models/vgg16-397923af.pth'  # torchvision's; the name holds its SHA-256's beginning
+VGG_URL = 'https://download.pytorch.org/models/vgg16-397923af.pth'  # torchvision's; the name ends with its SHA-256
 
 def download_vgg():
     "The same from torchvision's server, kept in torch's cache; `NvsError` when it cannot be fetched."
@@ -194,8 +197,8 @@ def vgg_features(
 ):  # float32 (..., F) on the CPU
     "relu3_3 features of every frame, flattened: F = 256 x 16 x 16 for 64 x 64 pixels."
     flat = frames.reshape(-1, *frames.shape[-3:])
-    parts = [net(torch.from_numpy(np.array(flat[i:i+batch])).to(net.mean.device)).cpu() for i in range(0, len(flat), batch)]
-    return torch.cat(parts).view(*frames.shape[:-3], -1)
+    parts = (torch.from_numpy(np.array(flat[i:i+batch])) for i in range(0, len(flat), batch))
+    return torch.cat([net(p.to(net.mean.device)).cpu() for p in parts]).view(*frames.shape[:-3], -1)
 
 MODES = 'absolute', 'signed'
 
@@ -255,12 +258,13 @@ CARDS = {
     'psnr': f'per clip, pixels in [0, 1], range 1, at most {CAP:.0f} dB; mean, median and worst clip',
     'psnr_moving': 'per clip, pixels whose temporal standard deviation in the real clip exceeds .05 in any channel; '
                    'mean over the clips where something moves',
-    'ssim': 'per frame, scikit-image, Gaussian window of sigma 1.5, range 1, mean over channels; mean over clips, worst clip',
-    'fcs': 'mean SSIM of all L frames with frame 1, frame 1 counted; _real: of the real clips; _gap: absolute difference; '
-           '_consecutive: each frame with the next',
-    'mcs': 'log10 of squared distance of mean consecutive feature differences, set-level, absolute differences (_signed: signed); '
-           'pixels in [0, 1] normalised by ImageNet mean and deviation; _floor: random halves of the real clips, mean of 20; '
-           '_frozen: a set without motion'}
+    'ssim': 'per frame, scikit-image, Gaussian window of sigma 1.5, range 1, mean over channels; mean over clips and '
+            'worst clip',
+    'fcs': 'mean SSIM of all L frames with frame 1, frame 1 counted; _real: of the real clips; _gap: absolute '
+           'difference; _consecutive: each frame with the next',
+    'mcs': 'log10 of squared distance of mean consecutive feature differences, set-level, absolute differences, '
+           '_signed: signed; pixels in [0, 1] normalised by ImageNet mean and deviation; _floor: random halves of '
+           'the real clips, mean of 20; _frozen: a set without motion'}
 
 def numbers(scores):
     "Plain floats for JSON; None where there is no finite number."
@@ -288,7 +292,8 @@ def score(
     add('psnr', dict(psnr_mean=p.mean(), psnr_median=np.median(p), psnr_worst=p.min(), psnr_clips=p.tolist()))
     m = psnr_moving(real, fake)
     m = m[~np.isnan(m)]
-    add('psnr_moving', dict(psnr_moving=m.mean() if len(m) else np.nan, moving_share=moving_mask(real).mean()), clips_that_move=len(m))
+    add('psnr_moving', dict(psnr_moving=m.mean() if len(m) else np.nan, moving_share=moving_mask(real).mean()),
+        clips_that_move=len(m))
     s = ssim(real, fake, progress)
     add('ssim', dict(ssim=s.mean(), ssim_worst=s.min()))
     f = {f'fcs{kind}{end}': fcs(c, consecutive=bool(kind), progress=progress).mean()
@@ -308,12 +313,13 @@ def controls(
     out, f = {}, motion(real, vgg) if vgg else None
     for name, make in tqdm(KNOWN.items(), desc='controls', disable=not progress):
         fake = make(real)
-        p = psnr(real, fake)
-        out[name] = dict(psnr_mean=p.mean(), psnr_worst=p.min(), psnr_moving=np.nanmean(psnr_moving(real, fake)),
-                         ssim=ssim(real, fake).mean(), fcs=fcs(fake).mean(), fcs_consecutive=fcs(fake, consecutive=True).mean())
+        p, m = psnr(real, fake), np.nanmean(psnr_moving(real, fake))
+        out[name] = dict(psnr_mean=p.mean(), psnr_worst=p.min(), psnr_moving=m, ssim=ssim(real, fake).mean(),
+                         fcs=fcs(fake).mean(), fcs_consecutive=fcs(fake, consecutive=True).mean())
         if vgg:
             still = (fake == fake[:,:1]).all()  # no need to ask the network how far a still picture moves
-            out[name] |= mcs_scores(f, {k: 0*v for k, v in f.items()} if still else motion(fake, vgg))
+            g = f if fake is real else {k: 0*v for k, v in f.items()} if still else motion(fake, vgg)
+            out[name] |= mcs_scores(f, g)
         out[name] = numbers(out[name])
     return out
 
@@ -332,7 +338,8 @@ def main(argv=None):
         if args.root: sets += [load_set(n, root=Path(args.root)/n) for n in ('weizmann', 'chairs', 'golf')]
         for c in sets:
             out['sets'][c.set] = {'clips': len(c), 'frames': c.L, 'size': c.size, 'fingerprint': c.fingerprint(),
-                                  'moving_share': float(moving_mask(c.frames).mean()), 'scores': controls(c.frames, vgg, progress=True)}
+                                  'moving_share': float(moving_mask(c.frames).mean()),
+                                  'scores': controls(c.frames, vgg, progress=True)}
         write_json(args.out, out)
     except NvsError as e: p.exit(2, f'{e}\n')
 

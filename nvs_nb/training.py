@@ -160,10 +160,11 @@ class Course(Networks):
         c, g = self.c, self.rng
         if not self.left:
             if not len(self.order): self.order = torch.randperm(len(self.clips), generator=self.rng)
-            self.visit, self.order, self.left = self.order[:c.batch], self.order[c.batch:], c.visit_steps
+            size = -(-len(self.order) // -(-len(self.order) // c.batch))  # 77 clips at most 32 at a time: 26, 26, 25, not 32, 32, 13
+            self.visit, self.order, self.left = self.order[:size], self.order[size:], c.visit_steps
             if c.fresh_optimisers: self.new_optimisers()
         self.left -= 1
-        idx, K = self.visit, c.visit_frames or c.frames
+        idx, K = self.visit, min(c.visit_frames or c.frames, c.frames)
         at = torch.rand(len(idx), c.frames, generator=g).argsort(1)[:, :K].sort(1).values  # K of the L frames, in order
         start = torch.randint(self.clips.L - c.frames + 1, (len(idx), 1), generator=g) if c.window == 'visit' else 0
         real = to_float(torch.from_numpy(self.clips.frames[idx[:, None], at + start]).to(self.device))  # bytes travel, floats are made there
@@ -181,7 +182,7 @@ class Course(Networks):
         line = dict(zip(names, (torch.stack([self.sums[k] for k in names]) / n).tolist()))
         self.sums, line['loss'] = {}, total(self.c, line)
         if not math.isfinite(line['loss']): raise NvsError(f'step {self.step}: the loss is not finite; {self.last_good()}')
-        clips_per_s = n * self.c.batch / max(self.seconds - (self.stats[-1]['seconds'] if self.stats else 0), 1e-9)
+        clips_per_s = n * len(self.visit) / max(self.seconds - (self.stats[-1]['seconds'] if self.stats else 0), 1e-9)
         self.stats.append(dict(step=self.step, epoch=self.step * self.c.epochs / self.steps, seconds=self.seconds,
             psnr=-10 * math.log10(max(line.pop('mse'), 1e-10)), **line, lr=self.lr_factor(), clips_per_s=clips_per_s))
 

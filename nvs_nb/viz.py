@@ -105,14 +105,16 @@ def side_by_side(
     names=None,  # one per clip
     every=2,  # keep every n-th frame
     gain=4,  # the difference is shown this much brighter
+    width=9.,  # inches
 ):  # Figure
     "For each clip: the original, what was generated, and the absolute difference."
     real, fake = (np.asarray(x)[None] if np.ndim(x) == 4 else np.asarray(x) for x in (real, fake))
-    if real.shape != fake.shape: raise NvsError(f'side by side: real {real.shape} and generated {fake.shape} differ in shape')
+    if real.shape != fake.shape: raise NvsError(f'side by side: {real.shape} and {fake.shape} differ in shape')
     diff = (np.abs(real.astype(np.int16) - fake) * gain).clip(0, 255).astype(np.uint8)
     rows = [row for trio in zip(real, fake, diff) for row in trio]
     names = [f'{n}: ' for n in names] if names is not None else ['']*len(real)
-    return show_strips(rows, [t for n in names for t in (f'{n}original', 'generated', f'{gain} x difference')], every)
+    titles = [t for n in names for t in (f'{n}original', 'generated', f'{gain} x difference')]
+    return show_strips(rows, titles, every, width)
 
 # %% ../nbs/02_viz.ipynb #e1e0c21e
 def bigger(clip, scale): return clip.repeat(scale, axis=-3).repeat(scale, axis=-2)
@@ -213,14 +215,14 @@ def plot_paths(
     "Paths in the plane of their first two principal directions; a square marks frame 1, colour is time."
     codes = np.asarray(codes.detach().float().cpu() if hasattr(codes, 'detach') else codes)
     codes = codes[None] if codes.ndim == 2 else codes
-    if codes.ndim != 3 or 0 in codes.shape: raise NvsError(f'paths must be (clips, frames, dimensions), got {codes.shape}')
+    if codes.ndim != 3 or 0 in codes.shape: raise NvsError(f'paths must be (clips, frames, dims), got {codes.shape}')
     xy, share = plane(codes)
     if ax is None: _, ax = new_figure(width=4.4, height=3.6)
     for k, path in enumerate(xy):
         ax.plot(*path.T, color=COLORS['grey'], lw=.7, zorder=1)
         dots = ax.scatter(*path.T, c=np.arange(1, len(path)+1), cmap='viridis', s=14, zorder=2)
         ax.scatter(*path[0], marker='s', s=36, facecolor='white', edgecolor=COLORS['ink'], zorder=3)
-        if labels is not None: ax.annotate(str(labels[k]), path[0], textcoords='offset points', xytext=(6, 4), fontsize=8)
+        if labels is not None: ax.annotate(labels[k], path[0], textcoords='offset points', xytext=(6, 4), fontsize=8)
     ax.set(xlabel='first principal direction', ylabel='second', title=f'{share:.0%} of the variance is in this plane')
     ax.figure.colorbar(dots, ax=ax, label='frame')
     return ax.figure
@@ -239,14 +241,16 @@ def cells(ax, x, y, w, h, values, color):
 
 def box(ax, x, y, w, h, text, color):
     "A rounded box with text in its middle."
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle='round,pad=0,rounding_size=1', fc=tint(color, .15), ec=COLORS[color], lw=1.3))
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle='round,pad=0,rounding_size=1', fc=tint(color, .15),
+                                ec=COLORS[color], lw=1.3))
     ax.text(x+w/2, y+h/2, text, ha='center', va='center', size=10, linespacing=1.35)
 
 def arrow(ax, *points, color='ink', style='-'):
     "A line through `points`, with a head at the last."
     line = dict(color=COLORS[color], lw=1.2, ls=style)
     if len(points) > 2: ax.plot(*zip(*points[:-1]), **line)
-    ax.annotate('', points[-1], points[-2], arrowprops=dict(arrowstyle='-|>', shrinkA=0, shrinkB=0, mutation_scale=9, **line))
+    head = dict(arrowstyle='-|>', shrinkA=0, shrinkB=0, mutation_scale=9)
+    ax.annotate('', points[-1], points[-2], arrowprops=head | line)
 
 # %% ../nbs/02_viz.ipynb #b783f094
 COLUMNS = {34: '1', 45: '2', 56: '3', 75: 'L'}  # x and name of the time steps in `draw_method`
@@ -267,15 +271,17 @@ def draw_columns(ax, static, path, frames):
     ax.plot([18.6, 82], [31.3, 31.3], color=COLORS['blue'], lw=1.2)
     arrow(ax, (18.6, 7), (32.4, 7), color='orange')
     box(ax, 29, 37, 51, 5, 'generator  $G$   (the same for every frame)', 'sky')
+    label = dict(boxstyle='round,pad=.12', fc='white', ec='none', alpha=.75)
     for k, (x, name) in enumerate(COLUMNS.items()):
         cells(ax, x-1.2, 3, 2.4, 8, path[:,[2*k]], 'orange'), cells(ax, x-1.2, 28.4, 2.4, 5.6, static, 'blue')
         cells(ax, x-1.2, 23, 2.4, 5, np.random.default_rng(k).random((4, 1)), 'purple')
         box(ax, x-3.6, 15, 7.2, 5, 'GRU', 'orange')
-        for y, text in ((7, f'$z^{{(t)}}_{name}$'), (25.5, f'$r_{name}$'), (33, '$z^{(s)}$')): ax.text(x+1.8, y, text, va='center', size=10)
+        for y, text in ((7, f'$z^{{(t)}}_{name}$'), (25.5, f'$r_{name}$'), (33, '$z^{(s)}$')):
+            ax.text(x+1.8, y, text, va='center', size=10)
         for low, high in ((11, 15), (20, 23), (34, 37), (42, 45)): arrow(ax, (x, low), (x, high))
         for y, text in ((45, rf'$\hat v_{name}$'), (57, f'$v_{name}$')):
             ax.imshow(frames[k], extent=(x-4.5, x+4.5, y, y+9))
-            ax.text(x-4.2, y+8.6, text, va='top', size=9, bbox=dict(boxstyle='round,pad=.12', fc='white', ec='none', alpha=.75))
+            ax.text(x-4.2, y+8.6, text, va='top', size=9, bbox=label)
         for end in (56.8, 54.2): arrow(ax, (x, 55.5), (x, end), color='green')
         arrow(ax, *(((x+3.6, 17.5), (x+7.4, 17.5)) if k < 3 else ((68, 17.5), (x-3.6, 17.5))), color='orange')
     for y in (7, 17.5, 25.5, 49.5, 61.5): ax.text(65.5, y, '…', ha='center', va='center', size=14)

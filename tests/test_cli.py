@@ -1,0 +1,644 @@
+"""The `nvs` command: what it does, and what bad input gets.
+
+A mistake gets exit code 2, one line on standard error that begins with `nvs: ` and names the file or the option, no
+traceback, and leaves every file as it was. All commands run in this process, except where a signal, a limit of the
+system or the start of the interpreter is what is tested.
+"""
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from nvs_nb import checkpoints, cli, runs
+from nvs_nb.data import SETS
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = {**os.environ, 'PYTHONPATH': str(ROOT)}  # for commands in a process of their own
+TINY = '--device cpu --set size=32 --set width=16 --set hidden=8 --set batch=6 --set precision=fp32'.split()
+SHORT = [*TINY, '--set', 'frames=4', '--epochs', '1']
+IMAGES = '.gif .png .mp4'.split()
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    "An empty folder to work in, and no data, cache or weights of this machine"
+    monkeypatch.chdir(tmp_path)
+    for name in ('NVS_DATA', 'NVS_VGG16'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('NVS_CACHE', str(tmp_path / '.cache'))
+    return tmp_path
+
+
+def nvs(*args):
+    "Run a command line in this process"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(a) for a in args])
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def done(*args):
+    r = nvs(*args)
+    assert r.code == 0, r.err[-3000:]
+    return r
+
+
+def tree(top='.'):
+    "Every file with its content and time, every folder; the cache does not count"
+    paths = [p for p in sorted(Path(top).rglob('*')) if '.cache' not in p.parts]
+    return {p.as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) if p.is_file() else None for p in paths}
+
+
+def complaint(r, *words, code=2):
+    "The one line on standard error; progress bars may stand before it"
+    lines = [x for x in re.split('[\r\n]', r.err) if x.startswith('nvs: ') and not x.startswith('nvs: note:')]
+    assert (r.code, len(lines)) == (code, 1), (r.code, r.out, r.err)
+    assert 'Traceback' not in r.err + r.out
+    assert not [w for w in words if str(w) not in lines[0]], lines[0]
+    return lines[0]
+
+
+def refused(*args, names=()):
+    "A command that must change nothing and answer with one line, which holds all of `names`"
+    before = tree()
+    r = nvs(*args)
+    line = complaint(r, *names)
+    after = tree()
+    assert after.keys() == before.keys(), sorted(after.keys() ^ before.keys())
+    assert after == before
+    assert r.err.rstrip('\n').split('\n')[-1] == line
+    return line
+
+
+def golf(root, clips=3, frames=4, seed=0):
+    "A folder like VGAN's: square frames below each other"
+    root, rng = Path(root), np.random.default_rng(seed)
+    root.mkdir(parents=True)
+    for i in range(clips): Image.fromarray(rng.integers(0, 255, (frames*40, 40, 3), np.uint8)).save(root / f'{i}.jpg')
+    return root
+
+
+def own(root, clips, frames=4, size=(40, 40)):
+    "A folder of one's own: frames in sub-folders"
+    for name in clips:
+        folder = Path(root, name)
+        folder.mkdir(parents=True)
+        for i in range(frames): Image.new('RGB', size, (40*i, 9, 9)).save(folder / f'{i}.png')
+    return Path(root)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A run over a golf folder, trained once for all tests of this file; each test works on a copy"
+    top = tmp_path_factory.mktemp('trained')
+    root = golf(top / 'golf')
+    r = done('train', 'golf', '--root', root, '--runs', top, '--name', 'run', *SHORT)
+    return SimpleNamespace(root=root, path=top / 'run', out=r.out)
+
+
+@pytest.fixture
+def run(trained, place):
+    shutil.copytree(trained.path, 'run')
+    return Path('run')
+
+
+def edit(run, **changes):
+    "Write other things into the checkpoint of a run"
+    path = Path(run, 'checkpoint.pt')
+    state = torch.load(path, weights_only=True)
+    for key, value in changes.items(): state[key] = value(state[key]) if callable(value) else value
+    torch.save(state, path)
+
+
+# ---- what the commands do
+
+def test_train_tells_what_it_does(trained):
+    words = ['3 of 4 frames, 32x32 px', 'parameters', 'z_t (3, 4, ', 'on cpu, fp32', 'threads', '1 epochs', 'PSNR, mean',
+             'mean frame', 'report.md']
+    assert not [w for w in words if w not in trained.out], trained.out
+
+
+def test_train_leaves_a_whole_run(trained):
+    have = {p.relative_to(trained.path).as_posix() for p in trained.path.rglob('*.*')}
+    assert {'config.json', 'stats.jsonl', 'checkpoint.pt', 'scores.json', 'report.md', 'samples/mosaic.gif',
+            'samples/mosaic.mp4', 'samples/ranks.png', 'samples/paths.png', 'samples/curves.png'} <= have
+    s = json.loads((trained.path / 'scores.json').read_text())
+    assert s['names'] == ['0', '1', '2'] and len(s['psnr_clips']) == 3 and s['step'] == 1
+    assert abs(s['psnr_mean'] - np.mean(s['psnr_clips'])) < 1e-9 and s['psnr_worst'] == min(s['psnr_clips'])
+    assert s['baseline_psnr_mean'] > 5 and 'mcs' not in s and '--vgg16' in s['cards']['mcs']['left_out']
+
+
+def test_report_shows_pictures_by_relative_path(trained):
+    text = (trained.path / 'report.md').read_text()
+    pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', text)
+    assert len(pictures) >= 4 and all((trained.path / p).is_file() and not Path(p).is_absolute() for p in pictures)
+    assert f'--root {trained.root}' in text and '| `frames` | 16 | 4 |' in text
+
+
+def test_default_name_is_numbered():
+    for name in ('chairs-fast', 'chairs-fast-2'):
+        done('train', 'chairs', *SHORT)
+        assert Path('runs', name, 'report.md').exists()
+
+
+def test_recipe_and_seed_reach_the_run():
+    done('train', 'chairs', '--recipe', 'released', '--set', 'seed=5', '--set', 'visit_steps=1', '--name', 'r', *SHORT)
+    c = json.loads(Path('runs/r/config.json').read_text())
+    assert (c['recipe'], c['seed'], c['schedule'], c['width']) == ('released', 5, 'released', 16)
+
+
+def test_windows_drawn_at_each_visit(trained):
+    more = ['--set', 'window=visit', '--set', 'read_frames=4', '--set', 'frames=3', '--epochs', 1]
+    r = done('train', 'golf', '--root', trained.root, *TINY, *more)
+    assert '3 of 4 frames' in r.out and 'z_t (3, 3, ' in r.out
+
+
+def test_evaluate_gives_the_same_scores(run):
+    old = json.loads((run / 'scores.json').read_text())
+    (run / 'scores.json').unlink(), (run / 'report.md').unlink()
+    assert 'PSNR, worst' in done('evaluate', run, '--device', 'cpu').out
+    new = json.loads((run / 'scores.json').read_text())
+    assert new['psnr_clips'] == pytest.approx(old['psnr_clips'], abs=1e-3) and (run / 'report.md').exists()
+
+
+def test_scores_with_vgg(run):
+    from nvs_nb.metrics import VGGFeatures
+    np.savez('vgg.npz', **{k: v.numpy() for k, v in VGGFeatures().state_dict().items()})
+    assert 'MCS, absolute' in done('evaluate', run, '--vgg16', 'vgg.npz').out
+    s = json.loads((run / 'scores.json').read_text())
+    assert s['mcs'] is not None and s['mcs_frozen'] is not None and s['cards']['mcs']['file'] == 'vgg.npz'
+
+
+def test_info(run):
+    out = done('info', run).out
+    words = ['golf', '3 of 4 frames', 'frames=4', 'size=32', 'finished', 'PSNR, mean']
+    assert not [w for w in words if w not in out], out
+
+
+def test_resume_of_a_finished_run(run):
+    before = tree('run')
+    assert 'finished' in done('resume', run).out and tree('run') == before
+    (run / 'scores.json').unlink()
+    assert 'PSNR, mean' in done('resume', run).out and (run / 'scores.json').exists()
+
+
+def test_resume_scores_anew_what_was_scored_before_the_end(run):
+    scores = json.loads((run / 'scores.json').read_text())
+    (run / 'scores.json').write_text(json.dumps({**scores, 'step': 0, 'psnr_mean': 99.}))
+    done('resume', run)
+    assert json.loads((run / 'scores.json').read_text())['psnr_mean'] < 99
+
+
+def test_resume_where_the_clips_have_moved(run, trained):
+    shutil.copytree(trained.root, 'moved')
+    edit(run, clips=lambda c: {**c, 'root': 'gone'}), (run / 'scores.json').unlink()
+    refused('resume', run, names=['gone', '--root'])
+    done('resume', run, '--root', 'moved')
+    assert '--root moved' in (run / 'report.md').read_text()
+
+
+def test_generate_everything(run):
+    done('generate', run)
+    names = sorted(p.name for p in (run / 'generated').iterdir())
+    assert names == sorted([f'{n}{s}' for n in '012' for s in IMAGES] + ['all.gif', 'all.mp4'])
+    assert iio.imread(run / 'generated/1.mp4', plugin='pyav').shape == (4, 32, 32, 3)
+    with Image.open(run / 'generated/1.gif') as im: assert im.size == (32, 32)
+    with Image.open(run / 'generated/1.png') as im: assert im.height == 32 and im.width >= 4*32
+    done('generate', run)  # again, over the same files
+
+
+def test_generate_some(run):
+    done('generate', run, '--clip', '2', '--clip', '0', '--format', 'gif', '--format', 'strip', '--out', 'x/y', '--scale', 3, '--fps', 5)
+    assert sorted(p.name for p in Path('x/y').iterdir()) == ['0.gif', '0.png', '2.gif', '2.png', 'all.gif']
+    with Image.open('x/y/2.gif') as im:  # frames that are equal are stored once, and shown for longer
+        assert im.size == (96, 96) and sum(f.info['duration'] for f in ImageSequence.Iterator(im)) == 4*200
+
+
+def test_generate_makes_names_safe(run):
+    names = ['../../up', 'all', 'Über Weg/1']
+    edit(run, clips=lambda c: {**c, 'names': names})
+    before = tree()
+    done('generate', run, '--format', 'strip', '--out', 'run/out')
+    assert sorted(tree().keys() - before.keys()) == ['run/out', 'run/out/all-2.png', 'run/out/up.png', 'run/out/Über_Weg_1.png']
+    done('generate', run, '--clip', '../../up', '--format', 'gif', '--out', 'one')
+    assert os.listdir('one') == ['up.gif']
+
+
+def test_pretrained(run, place, monkeypatch):
+    "The run that ships is looked at, and never written to"
+    shutil.move('run', 'ships'), (place / 'ships/stats.jsonl').unlink()
+    edit('ships', trainer=None)
+    monkeypatch.setattr(runs, 'PRETRAINED', place / 'ships')
+    before = tree('ships')
+    done('generate', 'pretrained', '--format', 'gif')
+    assert Path('generated/all.gif').exists()
+    assert 'weights only' in done('info', 'pretrained').out
+    assert 'PSNR, mean' in done('evaluate', 'pretrained').out
+    refused('resume', 'pretrained', names=['nvs generate'])
+    assert tree('ships') == before
+
+
+@pytest.mark.skipif(not (runs.PRETRAINED / 'checkpoint.pt').exists(), reason='this copy has no pretrained run')
+def test_pretrained_that_ships():
+    done('generate', 'pretrained', '--clip', 'chair_031', '--format', 'strip')
+    assert Path('generated/chair_031.png').exists()
+    assert sum(p.stat().st_size for p in runs.PRETRAINED.rglob('*')) < 3e6
+
+
+def test_a_run_is_found_below_runs(run):
+    Path('runs').mkdir(), shutil.move('run', 'runs/mine')
+    assert 'runs/mine' in done('info', 'mine').out
+
+
+def test_help_names_all_sets_and_commands():
+    text = done('train', '--help').out
+    assert not [s for s in SETS if s not in text]
+    commands = ['demo', 'train', 'resume', 'generate', 'evaluate', 'info']
+    assert not [c for c in commands if f'  {c} ' not in done().out]
+    assert re.fullmatch(r'nvs_nb \d+\.\d+\.\d+\n', done('--version').out)
+
+
+def test_help_is_quick():
+    "It must not import torch"
+    start = time.perf_counter()
+    command = [sys.executable, '-X', 'importtime', '-m', 'nvs_nb.cli', '--help']
+    p = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert p.returncode == 0 and 'demo' in p.stdout and ' torch' not in p.stderr and ' numpy' not in p.stderr
+    assert time.perf_counter() - start < 5
+
+
+# ---- the demo
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    small = dict(size=32, width=16, hidden=8, batch=6, frames=4, epochs=2, precision='fp32', static_rows='clip')
+    monkeypatch.setattr(cli, 'DEMO', small)
+
+
+def test_demo(small_demo):
+    r = done('demo', '--device', 'cpu')
+    s = json.loads(Path('runs/demo/scores.json').read_text())
+    assert f'mean PSNR {s["psnr_mean"]:.2f} dB, worst clip {s["psnr_worst"]:.2f} dB' in r.out and len(s['names']) == 18
+    named = re.findall(r'^(runs/demo/\S+): ', r.out, re.M)
+    assert 'runs/demo/report.md' in named and 'runs/demo/samples/mosaic.gif' in named and all(Path(f).is_file() for f in named)
+    # a second one is made beside the first, which stays as it is
+    before = tree('runs/demo')
+    assert 'runs/demo-2' in done('demo', '--device', 'cpu').out
+    assert tree('runs/demo') == before and Path('runs/demo-2/report.md').exists()
+
+
+def test_demo_goes_on_where_it_was_stopped(small_demo, monkeypatch):
+    cli.DEMO['epochs'] = 100000
+    press('runs/demo')
+    complaint(nvs('demo', '--device', 'cpu'), 'runs/demo', 'resume', code=130)
+    step = len(Path('runs/demo/stats.jsonl').read_text().splitlines())
+    press('runs/demo', after=.3)
+    r = nvs('demo', '--device', 'cpu')
+    assert 'going on' in r.out and r.code == 130 and os.listdir('runs') == ['demo']
+    assert len(Path('runs/demo/stats.jsonl').read_text().splitlines()) > step
+    # other settings are another demo; and a demo that is whole but for its report gets it
+    cli.DEMO['epochs'] = 1
+    assert 'runs/demo-2' in done('demo', '--device', 'cpu').out
+    Path('runs/demo-2/report.md').unlink()
+    assert 'going on' in done('demo', '--device', 'cpu').out and Path('runs/demo-2/report.md').exists()
+
+
+def test_demo_spares_what_it_does_not_know(small_demo):
+    Path('mine').mkdir(), Path('mine/thesis.txt').write_text('all my work')
+    Path('mine-2').mkdir(), Path('mine-2/checkpoint.pt').write_bytes(b'broken')
+    before = tree()
+    done('demo', '--out', 'mine', '--device', 'cpu')
+    after = tree()
+    assert all(after[k] == before[k] for k in before) and 'mine-3/report.md' in after
+    refused('demo', '--out', 'mine/thesis.txt', names=['--out', 'thesis.txt'])
+
+
+# ---- bad options
+
+BAD = {  # what follows `nvs`: what the answer names
+    'train': 'SET', 'train chars': 'chars', 'trian chairs': 'trian', 'train chairs --epoch 3': '--epoch',
+    'train chairs --epochs ten': '--epochs', 'train chairs --epochs 0': '--epochs',
+    'train chairs --seconds -1': '--seconds', 'train chairs --seconds nan': 'seconds',
+    'train chairs --epochs 3 --seconds 5': '--epochs --seconds', 'train chairs --epochs 3 --set epochs=4': '--epochs --set',
+    'train chairs --epochs 3 --set seconds=4': '--epochs --seconds',
+    'train chairs --recipe slow': 'slow', 'train chairs --set recipe=paper': '--recipe', 'train chairs --set set=golf': 'SET',
+    'train chairs --set widht=64': 'widht width', 'train chairs --set width': 'width key=value',
+    'train chairs --set width=wide': 'width wide', 'train chairs --set width=3.5': 'width 3.5',
+    'train chairs --set recurrent=maybe': 'recurrent maybe', 'train chairs --set norm=layer': 'norm layer',
+    'train chairs --set lr_g=nan': 'lr_g nan', 'train chairs --set lr_z=inf': 'lr_z inf', 'train chairs --set lr_r=-1': 'lr_r -1',
+    'train chairs --set size=48': 'size 48', 'train chairs --set size=128': '128', 'train chairs --set frames=99': '99',
+    'train chairs --name ../up': '--name ../up', 'train chairs --name=': '--name', 'train chairs --device gpu': '--device gpu',
+    'train chairs --vgg16 no.npz': 'no.npz', 'demo --seconds 0': '--seconds', 'demo --device tpu': '--device tpu',
+    'resume': 'RUN', 'resume none': 'none', 'generate none': 'none', 'evaluate none': 'none', 'info none': 'none'}
+
+
+@pytest.mark.parametrize('line', BAD)
+def test_bad_option(line): refused(*line.split(), names=BAD[line].split())
+
+
+BAD_FOR_A_RUN = {
+    'generate run --clip 3': '--clip 0, 1, 2', 'generate run --format avi': '--format', 'generate run --fps 0': '--fps',
+    'generate run --scale 0': '--scale', 'train chairs --runs . --name run': '--name run', 'info run run': 'run'}
+
+
+@pytest.mark.parametrize('line', BAD_FOR_A_RUN)
+def test_bad_option_for_a_run(run, line): refused(*line.split(), names=BAD_FOR_A_RUN[line].split())
+
+
+def test_near_names_are_offered(run):
+    edit(run, clips=lambda c: {**c, 'names': ['ada_walk', 'ada_jump', 'bob_walk']})
+    refused('generate', run, '--clip', 'ada_wlak', names=['ada_walk'])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has CUDA')
+@pytest.mark.parametrize('line', ['train chairs', 'demo', 'resume run', 'evaluate run', 'generate run'])
+def test_cuda_where_there_is_none(run, line): refused(*line.split(), '--device', 'cuda', names=['--device cuda', 'no CUDA'])
+
+
+# ---- bad clips
+
+def train(name, root, *more): return ['train', name, '--root', root, *SHORT, *more]
+
+
+def test_root_missing_or_empty():
+    refused('train', 'golf', *SHORT, names=['golf', '--root'])
+    refused(*train('golf', 'nowhere'), names=['nowhere'])
+    Path('empty').mkdir(), Path('file').write_text('x')
+    for name in ('golf', 'weizmann', 'chair-cad', 'folder'): refused(*train(name, 'empty'), names=['empty'])
+    refused(*train('golf', 'file'), names=['file'])
+    refused(*train('actors', 'empty'), names=['actors'])
+
+
+def test_truncated_image():
+    path = golf('g') / '1.jpg'
+    path.write_bytes(path.read_bytes()[:-800])
+    refused(*train('golf', 'g'), names=['1.jpg'])
+
+
+def test_file_that_is_no_image():
+    (golf('g') / '1.jpg').write_text('a text that was renamed')
+    refused(*train('golf', 'g'), names=['1.jpg'])
+
+
+def test_renamed_render():
+    folder = Path('chairs/c1/renders')
+    folder.mkdir(parents=True)
+    im = Image.new('RGB', (600, 600), 'red')
+    for i in range(6): im.save(folder / f'image_{i:03d}_p020_t{i:03d}_r096.png')
+    (folder / 'image_002_p020_t002_r096.png').rename(folder / 'image_2.png')
+    refused(*train('chairs', 'chairs'), names=['c1', '002'])
+
+
+def test_width_that_does_not_divide():
+    Path('w/walk').mkdir(parents=True)
+    Image.new('RGB', (4*80 + 10, 64)).save('w/walk/eli_walk.png')
+    refused(*train('weizmann', 'w'), names=['eli_walk.png'])
+    golf('g', clips=1), Image.new('RGB', (40, 170)).save('g/odd.png')
+    refused(*train('golf', 'g'), names=['odd.png'])
+
+
+def test_clips_too_short():
+    own('o', ['short1', 'short2'], frames=3)
+    refused(*train('folder', 'o'), names=['4'])
+    own('o', ['long1', 'long2'], frames=5)
+    r = done(*train('folder', 'o'))
+    assert 'clips       2 of 4 frames' in r.out and re.search(r'left out +2: short1.*3 frames', r.out), r.out
+
+
+def test_mixed_sizes():
+    own('o', ['a', 'b']), Image.new('RGB', (60, 40)).save('o/b/3.png')
+    refused(*train('folder', 'o'), names=['3.png'])
+
+
+def test_video_without_frames():
+    import av
+    own('o', ['a']), Path('o/zero.mp4').touch()
+    refused(*train('folder', 'o'), names=['zero.mp4'])
+    Path('o/zero.mp4').unlink()
+    with av.open('o/header.avi', 'w') as f:
+        stream = f.add_stream('mpeg4', rate=5)
+        stream.width = stream.height = 32
+        f.start_encoding()
+    refused(*train('folder', 'o'), names=['header.avi'])
+
+
+# ---- non-finite values
+
+def test_loss_that_is_not_finite():
+    wild = 'lr_z=10000 latent_opt=sgd code_norm=none loss=mse norm=none g_init=fan output=linear'.split()
+    args = ['train', 'chairs', '--name', 'wild', *SHORT[:-1], '40', *(x for w in wild for x in ('--set', w))]
+    complaint(nvs(*args), 'not finite', 'step')
+    assert tree() == {}
+
+
+def test_weights_that_are_not_finite(run):
+    edit(run, model=lambda m: {k: v*float('nan') if v.is_floating_point() else v for k, v in m.items()})
+    for command in ('info', 'generate', 'evaluate', 'resume'): refused(command, run, names=['checkpoint.pt', 'finite'])
+
+
+# ---- bad runs
+
+class Evil:
+    def __reduce__(self): return os.mkdir, ('owned',)
+
+
+def cut(path): path.write_bytes(path.read_bytes()[:path.stat().st_size//2])
+
+
+SPOIL = {  # what is done to the checkpoint
+    'cut in half': cut,
+    'empty': lambda path: path.write_bytes(b''),
+    'a text': lambda path: path.write_text('hello'),
+    'missing': lambda path: path.unlink(),
+    'tensors of others': lambda path: torch.save({'w': torch.zeros(3)}, path),
+    'a pickle that runs code': lambda path: torch.save(Evil(), path),
+    'another version': lambda path: edit(path.parent, version=checkpoints.VERSION + 1),
+    'unknown key': lambda path: edit(path.parent, config=lambda c: {**c, 'wings': 2}),
+    'another width': lambda path: edit(path.parent, config=lambda c: {**c, 'width': 32})}
+
+
+@pytest.mark.parametrize('how', SPOIL)
+def test_bad_checkpoint(run, how):
+    SPOIL[how](run / 'checkpoint.pt')
+    for command in ('info', 'generate', 'evaluate', 'resume'): refused(command, run, names=['checkpoint.pt'])
+
+
+def test_run_of_another_set(run):
+    "Other clips than those of the training are refused, be they of the same kind or not"
+    golf('other', seed=1), golf('fewer', clips=2)
+    for root in ('other', 'fewer'):
+        for command in ('resume', 'evaluate'): refused(command, run, '--root', root, names=['run', 'other clips'])
+    edit(run, config=lambda c: {**c, 'set': 'swings'}, clips=lambda c: {**c, 'root': ''})
+    refused('resume', run, names=['run', 'other clips'])
+
+
+def test_damaged_files_beside_the_checkpoint(run):
+    (run / 'stats.jsonl').write_text('{"step": 1')
+    refused('info', run, names=['stats.jsonl'])
+    (run / 'scores.json').write_text('{')
+    refused('resume', run, names=['scores.json'])
+
+
+# ---- the disk
+
+def test_place_that_is_a_file(run):
+    Path('file').write_text('x')
+    refused('train', 'chairs', '--runs', 'file', *SHORT, names=['file'])
+    refused('generate', run, '--out', 'file', names=['file'])
+    refused('generate', run, '--out', 'file/x', names=['file'])
+
+
+def test_no_permission():
+    "As root, permissions do not count: so become nobody for a moment"
+    with tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o555)
+        was = os.geteuid()
+        if was == 0: os.seteuid(65534)
+        try:
+            complaint(nvs('train', 'chairs', '--runs', d, *SHORT), d, 'ermission')
+            complaint(nvs('demo', '--out', f'{d}/x', '--device', 'cpu'), d, 'ermission')
+        finally:
+            if was == 0: os.seteuid(was)
+        assert os.listdir(d) == []
+
+
+LIMITED = '''
+import resource, sys
+from nvs_nb.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+'''
+
+
+def limited(size, *args):
+    "Run a command that cannot write files larger than `size` bytes, as on a disk that fills up"
+    p = subprocess.run([sys.executable, '-c', LIMITED, str(size), *map(str, args)], capture_output=True, text=True, env=HERE)
+    return SimpleNamespace(code=p.returncode, out=p.stdout, err=p.stderr)
+
+
+def test_no_space_left():
+    "Where no checkpoint fits, no run stays"
+    complaint(limited(20000, 'train', 'chairs', '--name', 'full', *SHORT), 'runs/full/checkpoint.pt')
+    assert tree() == {}
+
+
+def test_no_space_left_for_a_run_that_stands(run):
+    "The checkpoint that stands is not harmed; with space again, all goes on"
+    edit(run, config=lambda c: {**c, 'epochs': 3})
+    before = tree()
+    complaint(limited(20000, 'resume', run), 'run/checkpoint.pt')
+    after = tree()
+    assert after.keys() == before.keys() and all(after[k] == before[k] for k in before if 'stats' not in k)
+    done('resume', run)
+    assert json.loads((run / 'scores.json').read_text())['step'] == 3
+
+
+# ---- signals
+
+def press(run, signum=signal.SIGINT, after=.5):
+    "Send this process a signal, some time after training has begun"
+    def wait():
+        while not Path(run, 'config.json').exists(): time.sleep(.02)
+        time.sleep(after)
+        os.kill(os.getpid(), signum)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_ctrl_c_then_resume():
+    press('runs/r')
+    r = nvs('train', 'chairs', '--name', 'r', *TINY, '--set', 'frames=4', '--epochs', '10000')
+    complaint(r, 'nvs resume runs/r', code=130)
+    assert 'done; go on with' in done('info', 'r').out and not Path('runs/r/scores.json').exists()
+    step = json.loads(Path('runs/r/stats.jsonl').read_text().splitlines()[-1])['step']
+    edit('runs/r', config=lambda c: {**c, 'epochs': step//3 + 2})  # three steps an epoch: nearly there
+    done('resume', 'r')
+    s = json.loads(Path('runs/r/scores.json').read_text())
+    assert s['step'] == 3*(step//3 + 2) > step
+
+
+def test_sigterm_then_resume(place):
+    "In a process of its own, as a scheduler would end it"
+    command = [sys.executable, '-m', 'nvs_nb.cli', 'train', 'chairs', '--name', 'r', *TINY, '--seconds', '2']
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=HERE)
+    while not Path('runs/r/config.json').exists():
+        assert p.poll() is None, p.stderr.read()
+        time.sleep(.02)
+    time.sleep(.5)
+    p.send_signal(signal.SIGTERM)
+    out, err = p.communicate(timeout=60)
+    complaint(SimpleNamespace(code=p.returncode, out=out, err=err), 'nvs resume runs/r', code=143)
+    have = set(os.listdir('runs/r'))
+    assert {'checkpoint.pt', 'stats.jsonl', 'config.json'} <= have and 'report.md' not in have
+    done('resume', 'runs/r')
+    assert Path('runs/r/report.md').exists()
+    seconds = json.loads(Path('runs/r/stats.jsonl').read_text().splitlines()[-1])['seconds']
+    assert 2 <= seconds < 6
+
+
+@pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_before_training(monkeypatch, signum, code):
+    "While clips are read, there is nothing to save and nothing is left"
+    monkeypatch.setattr('nvs_nb.reports.load_clips', lambda *_: (os.kill(os.getpid(), signum), time.sleep(5)))
+    complaint(nvs('train', 'chairs', *SHORT), 'interrupted', code=code)
+    assert tree() == {}
+
+
+def test_signal_while_scoring(monkeypatch):
+    "The run is trained and saved: the line says how to get its scores"
+    with monkeypatch.context() as m:
+        m.setattr('nvs_nb.reports.score_all', lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+        complaint(nvs('train', 'chairs', '--name', 'r', *SHORT), 'nvs resume runs/r', code=130)
+    assert 'finished' in done('resume', 'runs/r').out and Path('runs/r/report.md').exists()
+
+
+def test_signals_are_given_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), warnings.showwarning
+    done('--version')
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), warnings.showwarning) == before
+
+
+# ---- the rest
+
+def test_pipe_that_closes(run):
+    "nvs info RUN | head -0"
+    command = [sys.executable, '-m', 'nvs_nb.cli', 'info', 'run']
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=HERE)
+    p.stdout.close()
+    err = p.stderr.read()
+    assert (p.wait(), err) == (141, b'')
+
+
+def test_no_memory(monkeypatch):
+    monkeypatch.setattr('nvs_nb.training.Trainer.fit', lambda t: torch.empty(2**60))
+    complaint(nvs('train', 'chairs', *SHORT), 'memory')
+    assert tree() == {}
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr('nvs_nb.training.Trainer.fit', lambda t: 1/0)
+    with pytest.raises(ZeroDivisionError): nvs('train', 'chairs', *SHORT)
+    assert tree() == {}
+
+
+def test_warnings_are_lines(monkeypatch):
+    "A cache that cannot be written costs a line, no more"
+    Path('nocache').write_text('x'), monkeypatch.setenv('NVS_CACHE', 'nocache')
+    own('o', ['a', 'b'])
+    r = done(*train('folder', 'o'))
+    assert [x for x in r.err.split('\n') if x.startswith('nvs: note: ') and 'cache' in x], r.err
