@@ -45,6 +45,7 @@ class Shape(Preprocessor):
         for out in cell.outputs:
             kind = next((k for k in KINDS if k in out.get('data', {})), None)
             if kind: out.data = {'text/markdown': self.place(out.data[kind], kind, alt)}
+            elif 'text/markdown' in out.get('data', {}): out.data = {'text/markdown': from_top(out.data['text/markdown'])}
         return cell, resources
 
     def place(self, data, kind, alt):

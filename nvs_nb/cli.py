@@ -60,7 +60,7 @@ Vgg = Annotated[Optional[str], option('--vgg16', 'PATH', 'VGG16 weights (.npz) f
 # %% ../nbs/13_cli.ipynb #b6e951cb
 def feature_net(path, device):
     "(the network for MCS, '') or (None, why there is none). Only the word 'download' makes it use the internet."
-    from nvs_nb.metrics import download_vgg, find_vgg
+    from nvs_nb.features import download_vgg, find_vgg
     net = download_vgg() if path == 'download' else find_vgg(path, download=False)[0]
     return (net.to(device), '') if net else (None, 'no VGG16 weights: give --vgg16 PATH or set NVS_VGG16')
 
@@ -101,9 +101,9 @@ def conclude(t, vgg, why):
 @app.command()
 def train(
     set_name: Annotated[str, typer.Argument(metavar='SET', show_default=False,
-        help='Embedded: chairs, actors, swings. With --root: weizmann, chair-cad (also called chairs), golf, folder.')],
+        help='Embedded: chairs, actors, swings. With --root: chair-cad, weizmann, golf, folder.')],
     root: Root = None,
-    name: Annotated[Optional[str], option('--name', 'NAME', 'Its name. Default: SET-RECIPE, numbered if taken.')] = None,
+    name: Annotated[Optional[str], option('--name', 'NAME', 'Its name; default SET-RECIPE, numbered if taken.')] = None,
     recipe: Annotated[str, option('--recipe', 'NAME', 'paper, released or fast.', True)] = 'fast',
     epochs: Annotated[Optional[int], option('--epochs', 'N', 'Train for so many passes over the clips.', min=1)] = None,
     seconds: Seconds = None,
@@ -138,7 +138,8 @@ def train(
 @app.command()
 def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None):
     "Go on where a run was stopped, then score it as train does."
-    from nvs_nb.core import NvsError, pick_device, read_json
+    from nvs_nb.core import NvsError, pick_device
+    from nvs_nb.reports import read_scores
     from nvs_nb.runs import open_run, run_clips
     from nvs_nb.training import Trainer
     vgg, why = feature_net(vgg16, pick_device(device))
@@ -151,9 +152,8 @@ def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = N
         learn(t)
     else:
         say(f'{r.path}: finished, {t.step} steps')
-        scores = r.home/'scores.json'
-        if scores.exists() and read_json(scores).get('step') == t.step:
-            return say(f'scores are in {scores}; to make them anew: nvs evaluate {r.path}')
+        if (read_scores(r.home) or {}).get('step') == t.step:
+            return say(f'scores are in {r.home/"scores.json"}; to make them anew: nvs evaluate {r.path}')
     conclude(t, vgg, why)
     say(f'\nreport      {r.home/"report.md"}')
 
@@ -204,17 +204,16 @@ def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg =
 @app.command()
 def info(run: Run):
     "Tell what is in a run."
-    from nvs_nb.core import read_json
-    from nvs_nb.reports import differences, read_stats, score_rows, setting, text_table
+    from nvs_nb.reports import differences, read_scores, read_stats, score_rows, setting, text_table
     from nvs_nb.runs import open_run, share_done
     r = open_run(run)
-    c, about, done, stats = r.config, r.about, share_done(r), read_stats(r.folder)
+    c, about, done, stats, scores = r.config, r.about, share_done(r), read_stats(r.folder), read_scores(r.folder)
     say(f'run         {r.path}: {about["set"]}, recipe {c.recipe}')
     say(f'clips       {len(about["names"])} of {c.frames} frames, {c.size}x{c.size} px, '
         f'from {about["root"] or "the package"}: ' + ', '.join(about['names'][:4] + ['...'][:len(about['names']) > 4]))
     say(f'rows        {len(about["static_names"])} static, {len(about["transient_names"])} transient')
     changed = ', '.join(f'{k}={setting(v)}' for k, (_, v) in differences(c).items())
-    say(f'settings    {changed or "as the recipe says"}; computed in {c.precision}')
+    say(f'settings    {changed or "as the recipe says"}; computed in {c.precision}, {c.threads} threads')
     if stats:
         say('trained     {step} steps, {epoch:.1f} epochs, {seconds:.0f} s; last PSNR {psnr:.2f} dB'.format(**stats[-1]))
     say('state       ' + ('weights only' if done is None else 'finished' if done == 1 else
@@ -222,7 +221,7 @@ def info(run: Run):
     say(f'parameters  {sum(p.numel() for p in r.model.parameters())/1e6:.2f} M')
     files = [f for f in r.folder.rglob('*') if f.is_file()]
     say(f'files       {len(files)}, {sum(f.stat().st_size for f in files)/1e6:.1f} MB')
-    if (r.folder/'scores.json').exists(): say('\n' + text_table(score_rows(read_json(r.folder/'scores.json'))))
+    if scores: say('\n' + text_table(score_rows(scores)))
 
 # %% ../nbs/13_cli.ipynb #091ac26a
 DEMO = dict(seconds=150., width=256, static_rows='clip')  # what `nvs demo` changes in the fast recipe

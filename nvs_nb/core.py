@@ -128,6 +128,7 @@ class Config:
     seconds: float = 0.           # train for so long instead of `epochs`; 0: off
     # how it is computed
     precision: str = 'auto'       # 'fp32', 'bf16' (loss in fp32), or 'auto': the faster one, measured once
+    threads: int = 0              # processor threads; 0: one or all, whichever is faster, measured once
     channels_last: bool = True    # memory format of the generator
 
     def __post_init__(self):
@@ -164,7 +165,7 @@ CHOICES = dict(recipe=('paper', 'released', 'fast'), window=('first', 'random', 
 RANGES = dict(seed=(0, 2**31 - 1), size=(32, 512), frames=(2, 512), read_frames=(0, 10000), stride=(1, 1000), d_s=(1, 4096), d_t=(1, 4096),
     code_scale=(1e-3, 1e3), rank=(0, 512), hidden=(1, 8192), width=(16, 4096), levels=(1, 7), lambda_s=(0, 1e3), lambda_t=(0, 1e3),
     alpha=(0, 1e3), gamma_steps=(1, 1000), batch=(1, 65536), visit_frames=(0, 512), visit_steps=(1, 100000), lr_g=(0, 10), lr_r=(0, 10), lr_z=(0, 1e4),
-    momentum=(0, .9999), epochs=(1, 10**7), seconds=(0, 1e7))
+    momentum=(0, .9999), epochs=(1, 10**7), seconds=(0, 1e7), threads=(0, 1024))
 
 def _nearest(key):
     "'; did you mean X?' for the closest field name, or nothing."

@@ -84,13 +84,12 @@ class Clips:
         (s, s_names), (t, t_names) = statics[static], transients[transient]
         return replace(self, static_id=s, static_names=s_names, transient_id=t, transient_names=t_names)
 
-    def batch(self, idx, device='cpu', start=0, L=None):
-        "L frames of the clips `idx`, from `start` (a number, or one for each), as float32 (B, L, 3, H, H) in [-1, 1]."
-        idx, start = np.atleast_1d(np.asarray(idx)), np.asarray(start)
-        L = self.L - int(start.max()) if L is None else L
-        if start.min() < 0 or L < 1 or start.max() + L > self.L:
-            raise NvsError(f'{self.set}: frames {start.min()} to {start.max() + L} of clips that have {self.L}')
-        return to_float(torch.from_numpy(self.frames[idx[:, None], start.reshape(-1, 1) + np.arange(L)]).to(device))
+    def batch(self, idx, device='cpu', frames=None):
+        "The clips `idx` as float32 (B, K, 3, H, H) in [-1, 1]: all frames, or the `frames` given for all (K,) or for each (B, K)."
+        idx = np.atleast_1d(np.asarray(idx))
+        at = np.atleast_1d(np.arange(self.L) if frames is None else np.asarray(frames))
+        if at.size == 0 or at.min() < 0 or at.max() >= self.L: raise NvsError(f'{self.set}: frames {at.tolist()} of clips that have {self.L}')
+        return to_float(torch.from_numpy(self.frames[idx[:, None], at]).to(device))
 
     def fingerprint(self):
         "16 hex digits of a hash over all that training sees: frames, maps and names."

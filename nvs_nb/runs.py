@@ -14,7 +14,7 @@ from .core import NvsError, Config, make_config, parse_changes
 from .data import EMBEDDED
 from .models import NVS
 from .checkpoints import describe_clips, load_run
-from .reports import load_clips
+from .reports import MACHINE, load_clips
 
 # %% ../nbs/12b_runs.ipynb #ceac8761
 def settings(
@@ -89,7 +89,11 @@ def open_run(
     "Find and read a run. `NvsError` if it is missing, damaged or not a run."
     path = find_run(run)
     folder, own = (path, True) if path.is_dir() else (path.parent, path.name == 'checkpoint.pt')
-    return Opened(path, folder, folder if own and path != PRETRAINED else None, *load_run(path, device))
+    opened = Opened(path, folder, folder if own and path != PRETRAINED else None, *load_run(path, device))
+    missing = {'set', 'fingerprint', 'root', 'static_names', 'transient_names'} - opened.about.keys()
+    if opened.state.get('trainer'): missing |= {'step', 'seconds'} - opened.state['trainer'].keys()
+    if missing: raise NvsError(f'{path}: its checkpoint.pt does not tell {", ".join(sorted(missing))}')
+    return opened
 
 # %% ../nbs/12b_runs.ipynb #85f502fe
 def run_clips(
@@ -127,7 +131,7 @@ def demo_place(
         if is_free(path): return path, False, '' if path == out else f'{out} is taken and stays; this demo goes to {path}'
         with contextlib.suppress(NvsError):  # what cannot be opened is not ours
             r = open_run(path)
-            same = r.config.replace(precision=config.precision) == config
+            same = r.config.replace(**{k: getattr(config, k) for k in MACHINE}) == config
             if same and not (share_done(r) == 1 and (path/'report.md').exists()):
                 return path, True, f'going on with the demo in {path}, which was interrupted'
 

@@ -490,12 +490,12 @@ def test_clips_methods():
     c = clips(static_id=[0, 0])
     assert (len(c), c.L, c.size, c.S, c.T, c.static_id.dtype) == (2, 12, 32, 1, 2, np.int64)
     for idx in ([1], np.array([False, True]), slice(1, None), 1): assert c.subset(idx).names == ['b'] and c.subset(idx).T == 2
-    x = c.batch(torch.tensor([1, 0]), start=torch.tensor([2, 5]), L=3)
+    x = c.batch(torch.tensor([1, 0]), frames=torch.tensor([[2, 3, 4], [5, 6, 7]]))
     assert x.shape == (2, 3, 3, 32, 32) and x.dtype == torch.float32
     assert (to_uint8(x)[0].numpy() == FILM[::-1][2:5]).all() and (to_uint8(x)[1].numpy() == FILM[5:8]).all()
     assert c.batch([0]).shape[1] == 12 and (to_float(FILM) == c.batch([0])[0]).all()
-    for bad in dict(start=-1), dict(start=10, L=3), dict(L=0), dict(L=13):
-        with pytest.raises(NvsError, match='of clips that have 12'): c.batch([0], **bad)
+    for bad in [-1], [12], [[3, 12]], []:
+        with pytest.raises(NvsError, match='of clips that have 12'): c.batch([0], frames=bad)
     with pytest.raises(NvsError, match="static 'x': choose set or shared or clip"): c.rows(static='x')
     with pytest.raises(NvsError, match="transient 'shared': choose set or clip"): c.rows(transient='shared')
     assert c.rows('clip', 'clip').fingerprint() != c.fingerprint() == clips().fingerprint()

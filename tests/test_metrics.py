@@ -1,21 +1,19 @@
-"Scores against other implementations and known answers; weights that cannot be trusted; the command."
+"Scores against other implementations and known answers; the command."
 import json
 import math
-import pickle
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from nvs_nb import metrics
 from nvs_nb.core import NvsError
 from nvs_nb.data import load_set
-from nvs_nb.metrics import (CAP, KNOWN, VGGFeatures, blurred, controls, fcs, find_vgg, frozen, load_vgg, mcs, mcs_floor,
-                            mean_frame, motion, moving_mask, psnr, psnr_moving, score, shifted, shuffled, ssim,
-                            vgg_features)
+from nvs_nb.features import MODES, VGGFeatures, load_vgg, vgg_features
+from nvs_nb.metrics import (CAP, KNOWN, blurred, controls, fcs, frozen, mcs, mcs_floor, mean_frame, moving_mask, psnr,
+                            psnr_moving, score, shifted, shuffled, ssim)
 
 reference_ssim = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
                          channel_axis=-1)
@@ -31,16 +29,10 @@ def noisy(real):
 
 
 @pytest.fixture(scope='module')
-def weights():
-    g = torch.Generator().manual_seed(0)
-    return {k: (torch.randn(v.shape, generator=g) * (2 / v[0].numel())**.5).numpy()
-            for k, v in VGGFeatures().state_dict().items()}
-
-
-@pytest.fixture(scope='module')
-def npz(weights, tmp_path_factory):
-    path = tmp_path_factory.mktemp('vgg')/'small.npz'
-    np.savez(path, **weights, extra=np.zeros(3))
+def npz(tmp_path_factory):
+    g, path = torch.Generator().manual_seed(0), tmp_path_factory.mktemp('vgg')/'small.npz'
+    np.savez(path, **{k: (torch.randn(v.shape, generator=g) * (2 / v[0].numel())**.5).numpy()
+                      for k, v in VGGFeatures().state_dict().items()})
     return path
 
 
@@ -119,80 +111,6 @@ def test_known_answers_are_what_their_names_say(real):
     for make in KNOWN.values(): assert make(real).shape == real.shape and make(real).dtype == np.uint8
 
 
-# the feature network
-
-def test_features_are_vgg16_up_to_relu3_3(real, weights, net):
-    x = torch.from_numpy(real[0, :2]).permute(0, 3, 1, 2) / 255
-    x = (x - torch.tensor([.485, .456, .406]).view(3, 1, 1)) / torch.tensor([.229, .224, .225]).view(3, 1, 1)
-    for n in (0, 2, 'pool', 5, 7, 'pool', 10, 12, 14):
-        if n == 'pool': x = F.max_pool2d(x, 2)
-        else:
-            weight, bias = (torch.from_numpy(weights[f'features.{n}.{k}']) for k in ('weight', 'bias'))
-            x = F.relu(F.conv2d(x, weight, bias, padding=1))
-    assert x.shape == (2, 256, 8, 8)
-    torch.testing.assert_close(vgg_features(real[0, :2], net), x.flatten(1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(vgg_features(real, net, batch=4)[0, :2], x.flatten(1), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize('dtype', [np.float16, np.float64])
-def test_other_float_types_are_read(dtype, weights, tmp_path):
-    np.savez(tmp_path/'v.npz', **{k: v.astype(dtype) for k, v in weights.items()})
-    assert next(load_vgg(tmp_path/'v.npz').parameters()).dtype == torch.float32
-
-
-class Bomb:
-    "Something that must never be unpickled."
-    def __reduce__(self): return (exec, ('raise SystemExit("unpickled")',))
-
-
-def test_weights_that_cannot_be_trusted(weights, tmp_path):
-    def fails(change, match):
-        np.savez(tmp_path/'bad.npz', **(weights | change))
-        with pytest.raises(NvsError, match=match) as e: load_vgg(tmp_path/'bad.npz')
-        assert 'bad.npz' in str(e.value) and '\n' not in str(e.value)
-    fails({'features.0.weight': np.array([Bomb()], dtype=object)}, 'not an .npz')
-    fails({'features.14.bias': np.zeros(255, np.float32)}, r'features.14.bias has shape \(255,\), expected \(256,\)')
-    fails({'features.7.bias': np.zeros(128, np.int64)}, 'features.7.bias is not made of finite floats')
-    fails({'features.7.bias': np.full(128, np.inf)}, 'finite')
-    missing = {k: v for k, v in weights.items() if k != 'features.10.weight'}
-    np.savez(tmp_path/'bad.npz', **missing)
-    with pytest.raises(NvsError, match='no array features.10.weight'): load_vgg(tmp_path/'bad.npz')
-
-
-@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 nonsense', b'\x93NUMPY', pickle.dumps(Bomb()), 'half', 'npy'])
-def test_files_that_are_no_npz(content, npz, tmp_path):
-    path = tmp_path/'x.npz'
-    if content == 'npy':
-        with open(path, 'wb') as f: np.save(f, np.zeros(3))
-    else: path.write_bytes(npz.read_bytes()[:3_000_000] if content == 'half' else content)
-    with pytest.raises(NvsError, match='x.npz: not an .npz'): load_vgg(path)
-
-
-def test_a_file_that_is_named_must_be_there(npz, tmp_path, monkeypatch):
-    for path in (tmp_path/'none.npz', tmp_path):
-        with pytest.raises(NvsError, match='cannot be read'): find_vgg(path)
-    monkeypatch.setenv('NVS_VGG16', str(tmp_path/'gone.npz'))
-    with pytest.raises(NvsError, match='gone.npz'): find_vgg()
-    assert find_vgg(npz)[0].source['file'] == 'small.npz'  # the argument comes before the variable
-    monkeypatch.setenv('NVS_VGG16', str(npz))
-    assert len(find_vgg(download=False)[0].source['sha256']) == 16
-
-
-def test_without_a_file_the_network_is_asked(weights, monkeypatch):
-    calls = []
-    def offline(url, **kw): calls.append((url, kw)); raise OSError('no route to host')
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', offline)
-    assert find_vgg(download=False)[0] is None and not calls
-    net, why = find_vgg()
-    assert net is None and 'NVS_VGG16' in why and 'no route to host' in why and '\n' not in why and load_vgg() is None
-    assert calls[0][0].endswith('vgg16-397923af.pth') and calls[0][1]['weights_only'] and calls[0][1]['check_hash']
-    full = {k: torch.from_numpy(v) for k, v in weights.items()} | {'classifier.0.bias': torch.zeros(9)}
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda url, **kw: full)
-    net, why = find_vgg()
-    assert why == '' and torch.equal(net.features[14].bias, full['features.14.bias'])
-    assert net.source['sha256'] == '397923af'
-
-
 # motion consistency
 
 def test_mcs_by_hand(real, noisy, net):
@@ -200,20 +118,12 @@ def test_mcs_by_hand(real, noisy, net):
         phi = np.stack([vgg_features(c, net).double().numpy() for c in clips])
         d = [phi[n, i+1] - phi[n, i] for n in range(3) for i in range(4)]
         return np.mean(d if sign else np.abs(d), 0)
-    for mode in metrics.MODES:
+    for mode in MODES:
         f, g = (mean_difference(c, mode == 'signed') for c in (real, noisy))
         assert mcs(real, noisy, net, mode) == pytest.approx(np.log10(((f-g)**2).sum()), abs=1e-4)
         assert mcs(real, frozen(noisy), net, mode) == pytest.approx(np.log10((f**2).sum()), abs=1e-4)
     assert mcs(real, real, net) == -math.inf
     with pytest.raises(NvsError, match='mode of mcs'): mcs(real, real, net, 'literal')
-
-
-def test_signed_motion_telescopes_and_absolute_does_not(real, net):
-    inner = real[:, [0, 3, 1, 2, 4]]
-    a, b = motion(real, net), motion(inner, net)
-    torch.testing.assert_close(a['signed'], b['signed'], rtol=1e-4, atol=1e-5)
-    assert (a['absolute'] - b['absolute']).abs().max() > 1e-2
-    torch.testing.assert_close(a['absolute'], motion(real[:, ::-1], net)['absolute'], rtol=1e-4, atol=1e-5)
 
 
 def test_floor_is_seeded_and_splits_all_clips():

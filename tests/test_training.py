@@ -7,7 +7,7 @@ from nvs_nb.checkpoints import load_run
 from nvs_nb.data import load_set
 from nvs_nb.training import Trainer
 
-TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32')
+TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1)
 
 @pytest.fixture(scope='module')
 def chairs(): return load_set('chairs', size=32).subset(range(5))

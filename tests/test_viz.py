@@ -10,8 +10,8 @@ import torch
 
 from nvs_nb import viz
 from nvs_nb.core import NvsError
-from nvs_nb.viz import (animate, draw_method, grid, mp4_bytes, plane, plot_curves, plot_paths, save_gif, save_mp4,
-                        save_strip, show_strips, side_by_side, strip)
+from nvs_nb.viz import (COLORS, animate, grid, mp4_bytes, plane, plot_curves, plot_paths, save_gif, save_mp4,
+                        save_strip, show_strips, side_by_side, strip, tint)
 
 WRITERS = [(save_strip, '.png'), (save_gif, '.gif'), (save_mp4, '.mp4')]
 
@@ -95,7 +95,7 @@ def test_gif_plays_at_its_speed_and_for_ever(clips, tmp_path):
 
 def test_figures_are_shown_once(clips):
     curves, paths = plot_curves([{'step': 1, 'loss': 1., 'psnr': 2.}]), plot_paths(np.eye(10).reshape(2, 5, 10))
-    for fig in (show_strips(clips, ['a', 'b', 'c']), side_by_side(clips, clips), draw_method(), curves, paths):
+    for fig in (show_strips(clips, ['a', 'b', 'c']), side_by_side(clips, clips), curves, paths):
         fig.canvas.draw()
     assert not plt.get_fignums()  # pyplot holds no second copy
 
@@ -138,11 +138,8 @@ def test_paths_of_tensors():
     plot_paths(torch.zeros(2, 5, 7))  # all in one point
 
 
-def test_the_drawing_says_what_section_3_3_says():
-    ax = draw_method().axes[0]
-    badges = {'$\\gamma$': 39.5, '$z^{(s)}$': 31.3, '$\\theta$': 17.5, '$z^{(t)}$': 7}
-    dashed = [a for a in ax.texts if getattr(a, 'arrow_patch', None) and a.arrow_patch.get_linestyle() == '--']
-    def reached(color):
-        mine = [a.xy for a in dashed if a.arrow_patch.get_edgecolor() == viz.to_rgb(viz.COLORS[color]) + (1,)]
-        return {name for name, y in badges.items() if any(xy[0] == 86.1 and abs(xy[1]-y) < 1 for xy in mine)}
-    assert {c: reached(c) for c in ('green', 'purple')} == {'green': set(badges), 'purple': {'$\\theta$', '$z^{(t)}$'}}
+def test_tints_lie_between_white_and_the_colour():
+    for name, code in COLORS.items():
+        full, half = viz.to_rgb(code), tint(name, .5)
+        assert tint(name, 1) == pytest.approx(full) and tint(name, 0) == (1, 1, 1)
+        assert half == pytest.approx([(1+c)/2 for c in full])
