@@ -235,7 +235,8 @@ def parse_changes(
             try: value = kind(text)
             except ValueError: value = None
         if value is None: raise NvsError(f'--set {item}: {key} must be {kind.__name__}, not {text!r}')
-        out[key] = _checked(FIELDS[key], value)
+        try: out[key] = _checked(FIELDS[key], value)
+        except NvsError as e: raise NvsError(f'--set {item}: ' + str(e).removeprefix('config: ')) from None
     return out
 
 # %% ../nbs/00_core.ipynb #f24e9ad0

@@ -122,7 +122,7 @@ def mcs(
     if mode not in MODES: raise NvsError(f'mode of mcs must be one of {MODES}, got {mode!r}')
     return log_distance(motion(real, net)[mode], motion(fake, net)[mode])
 
-# %% ../nbs/07_metrics.ipynb #f2b9ef65
+# %% ../nbs/07_metrics.ipynb #f06ad92e
 def mcs_floor(
     f,  # (N, F), one mode of `motion` of the real clips
     seed=0,  # of the splits
@@ -148,7 +148,7 @@ def mcs_scores(
                 f'mcs{end}_frozen': log_distance(f[mode], 0*f[mode])}
     return out
 
-# %% ../nbs/07_metrics.ipynb #2e86cb2c
+# %% ../nbs/07_metrics.ipynb #30bbdf34
 CARDS = {
     'psnr': f'per clip, pixels in [0, 1], range 1, at most {CAP:.0f} dB; mean, median and worst clip',
     'psnr_moving': 'per clip, pixels whose temporal standard deviation in the real clip exceeds .05 in any channel; '
@@ -198,7 +198,7 @@ def score(
     else: cards['mcs'] = {'left_out': mcs_reason or 'no feature network was given'}
     return out | {'cards': cards}
 
-# %% ../nbs/07_metrics.ipynb #bcd39464
+# %% ../nbs/07_metrics.ipynb #22f4e09b
 def controls(
     real,  # uint8 (N, L, H, W, 3)
     vgg=None,  # VGGFeatures; None leaves MCS out

@@ -20,10 +20,10 @@ from .metrics import psnr, psnr_moving, mean_frame
 
 # %% ../nbs/07a_recipes.ipynb #709fbb3f
 VARIANTS = {
-    'fast': {},
+    'fast': {}, 'fast, another seed': dict(seed=1),
     'norm: group': dict(norm='group'), 'norm: none': dict(norm='none'),
-    'init: dcgan': dict(g_init='dcgan'), 'init: torch default': dict(g_init='default'),
-    'output: tanh': dict(output='tanh'), 'act: relu': dict(act='relu'),
+    'init: fan': dict(g_init='fan'), 'init: torch default': dict(g_init='default'),
+    'output: linear': dict(output='linear'), 'act: leaky': dict(act='leaky'),
     'code scale 10': dict(code_scale=10.), 'codes: sgd, 12.5': dict(latent_opt='sgd', lr_z=12.5),
     'codes: rate / 5': dict(lr_z='/5'), 'codes: rate x 5': dict(lr_z='*5'), 'networks: rate / 3': dict(lr_g='/3', lr_r='/3'), 'networks: rate x 3': dict(lr_g='*3', lr_r='*3'),
     'no decay': dict(decay='none'), 'all frames of a quarter of the clips': dict(visit_frames=0, batch='/4'), 'half the batch': dict(batch='/2'),
@@ -49,12 +49,13 @@ def vary(
 def race(
     config,    # `Config`
     clips,     # `Clips`
-    seconds,   # training time
+    seconds=None,  # training time; None: the configured one
     looks=4,   # times to score all clips on the way, evenly over the time; the last is the end
     device='auto',
 ):
     "Train for `seconds`, then score all clips with the final weights: a flat dictionary of numbers and a curve `[[seconds, dB], ...]`."
-    t, curve = Trainer(config.replace(seconds=float(seconds)), clips, device=device, progress=False), []
+    seconds = float(seconds or config.seconds)
+    t, curve = Trainer(config.replace(seconds=seconds), clips, device=device, progress=False), []
     real, ids = t.clips.frames[:, :config.frames], (t.clips.static_id, t.clips.transient_id)
     def look(t):
         if t.seconds >= seconds * (len(curve) + 1) / looks and len(curve) < looks - 1: curve.append([t.seconds, float(psnr(real, generate(t.model, *ids)).mean())])
@@ -80,7 +81,7 @@ def run_races(
         book['rows'][name] = dict(config=config.hash(), **race(config, clips, **kw))
         write_json(path, book)
         print(name, {k: round(v, 1) for k, v in book['rows'][name].items() if k.startswith('psnr')}, flush=True)
-    return book
+    return {**book, 'rows': {name: book['rows'][name] for name in races}}
 
 def baseline(clips):
     "What the mean frame of each clip scores."
@@ -122,7 +123,7 @@ def main(argv=None):
         for name in sets:
             clips, seconds, path = load_set(name), (a.seconds or [60])[0], out/f'recipes-{name}.json'
             races = {v: (vary(make_config(name, 'fast', **extra), changes), clips) for v, changes in VARIANTS.items()}
-            book = run_races(path, races, f'{command} {name} --seconds {seconds:g} --threads {a.threads}', seconds=seconds, device=a.device)
+            book = run_races(path, races, f'{command} {name} --seconds {seconds:g} --threads {a.threads}', seconds=seconds, looks=1, device=a.device)
             write_json(path, {**book, 'clips': len(clips), 'baseline': baseline(clips)})
     if a.what == 'equal':
         seconds = (a.seconds or [165])[0]
@@ -132,9 +133,8 @@ def main(argv=None):
     if a.what == 'budget':
         for name in sets:
             clips = load_set(name, a.root)
-            for seconds in a.seconds or [150, 450]:
-                races = {f'{seconds:g} s': (make_config(name, 'fast', **extra, seconds=seconds), clips)}
-                run_races(out/'real'/name/'budget.json', races, f'{command} {name} --root DIR --seconds ... --threads {a.threads}', seconds=seconds, looks=1, device=a.device)
+            races = {f'{s:g} s': (make_config(name, 'fast', **extra, seconds=s), clips) for s in a.seconds or [150, 450]}
+            run_races(out/'real'/name/'budget.json', races, f'{command} {name} --root DIR --threads {a.threads}', looks=1, device=a.device)
     if a.what == 'keep':
         for run in sets: keep(run, out/'real'/Path(run).name)
 

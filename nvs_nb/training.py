@@ -7,7 +7,7 @@ __all__ = ['STEPS', 'STATE', 'objective', 'total', 'step_joint', 'step_alternati
            'Networks', 'Course', 'Trainer']
 
 # %% ../nbs/06_training.ipynb #2406cd51
-import json, math, time
+import json, math, os, time
 from pathlib import Path
 import torch
 from torch import nn
@@ -203,7 +203,7 @@ class Course(Networks):
         n, names = self.sums.pop('n'), list(self.sums)
         line = dict(zip(names, (torch.stack([self.sums[k] for k in names]) / n).tolist()))
         self.sums, line['loss'] = {}, total(self.c, line)
-        if not math.isfinite(line['loss']): raise NvsError(f'step {self.step}: the loss is not finite; {self.last_good()}')
+        if not (math.isfinite(line['loss']) and math.isfinite(line['mse'])): raise NvsError(f'step {self.step}: the loss is not finite; {self.last_good()}')
         clips_per_s = n * len(self.visit) / max(self.seconds - (self.stats[-1]['seconds'] if self.stats else 0), 1e-9)
         self.stats.append(dict(step=self.step, epoch=self.step * self.c.epochs / self.steps, seconds=self.seconds,
             psnr=-10 * math.log10(max(line.pop('mse'), 1e-10)), **line, lr=self.lr_factor(), clips_per_s=clips_per_s))
@@ -246,7 +246,7 @@ class Trainer(Course):
                 self.step, self.seconds, last = self.step + 1, self.seconds + time.monotonic() - last, time.monotonic()
                 if self.step % self.log_every == 0 or self.done() >= 1:
                     self.log()
-                    bar.set_postfix_str('loss {loss:.3f}, PSNR {psnr:.1f} dB, {clips_per_s:.0f} clips/s'.format(**self.stats[-1]), refresh=False)
+                    bar.set_postfix_str('loss {loss:.3g}, PSNR {psnr:.1f} dB, {clips_per_s:.0f} clips/s'.format(**self.stats[-1]), refresh=False)
                     if on_log: on_log(self)
                 bar.update(now() - bar.n)
                 if self.seconds - sampled > self.sample_every: self.sample(); sampled = self.seconds
@@ -286,6 +286,7 @@ class Trainer(Course):
     ):
         "The trainer of an interrupted run, where it stopped. Other clips, or a file without training state, raise `NvsError`."
         model, config, about, state = load_run(run)
+        config = config.replace(threads=min(config.threads, os.cpu_count() or 1))  # a smaller machine cannot go on to the bit, but can go on
         if not state.get('trainer'): raise NvsError(f'{run}: holds weights only, not the state of a training; nvs generate can use it, nvs resume cannot')
         t = cls(config, clips, **kw)
         mine = describe_clips(t.clips)

@@ -24,11 +24,9 @@ def test_the_figure_is_shown_once_and_holds_everything():
     fig = draw_method()
     fig.canvas.draw()
     assert not plt.get_fignums()  # pyplot holds no second copy
-    sheet, frame = fig.bbox, fig.canvas.get_renderer()
-    for t in fig.axes[0].texts:
-        box = t.get_window_extent(frame)
-        inside = sheet.x0 <= box.x0 and box.x1 <= sheet.x1 and sheet.y0 <= box.y0 and box.y1 <= sheet.y1
-        assert not t.get_text() or inside, t.get_text()
+    labels = [t for t in fig.axes[0].texts if t.get_text()]
+    boxes = np.array([t.get_window_extent().extents for t in labels])
+    assert len(labels) > 30 and (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= fig.bbox.extents[2:]).all()
 
 
 @pytest.mark.parametrize('x,y', [((0, 22), (-3, 44)), ((18, 83), (0, 10))])
@@ -45,7 +43,8 @@ def test_cells_and_arrows_are_where_they_should_be():
     _, ax = canvas((0, 20), (0, 20))
     cells(ax, 2, 3, 8, 4, np.array([[0, .5, 1, .25], [1, 0, 0, 0]]), 'blue')
     first, last = ax.patches[2], ax.patches[-1]
-    assert first.get_bbox().bounds == (6, 3, 2, 2) and first.get_facecolor()[:3] == to_rgb(COLORS['blue'])
+    assert first.get_bbox().bounds == (6, 3, 2, 2)
+    assert first.get_facecolor()[:3] == pytest.approx(to_rgb(COLORS['blue']))
     assert last.get_bbox().bounds == (2, 3, 8, 4) and len(ax.patches) == 9
     arrow(ax, (1, 1), (5, 1), (5, 9))
     assert ax.texts[-1].xy == (5, 9) and ax.lines[-1].get_xydata().tolist() == [[1, 1], [5, 1]]
