@@ -86,7 +86,7 @@ def measure_speed(
     precisions,   # of 'fp32' and 'bf16'
     threads,      # list of numbers of threads
 ):
-    "Seconds of a forward and backward pass through two layers like the generator's on the CPU: `{(precision, threads): seconds}`."
+    "Time forward and backward passes through two layers like the generator's: `{(precision, threads): seconds}`."
     before, w = torch.get_num_threads(), c.width
     net = nn.Sequential(nn.ConvTranspose2d(w, w // 2, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(w // 2, w // 4, 4, 2, 1))
     if c.channels_last: net = net.to(memory_format=torch.channels_last)
@@ -127,7 +127,8 @@ class Networks:
         self.model = NVS(c, self.clips.S, self.clips.T).to(self.device)
         if c.channels_last: self.model.G.to(memory_format=torch.channels_last)
         self.model.dictionary.z_s.requires_grad_(c.learn_static)
-        self.static_id, self.transient_id = (torch.as_tensor(i, device=self.device) for i in (self.clips.static_id, self.clips.transient_id))
+        self.static_id = torch.as_tensor(self.clips.static_id, device=self.device)
+        self.transient_id = torch.as_tensor(self.clips.transient_id, device=self.device)
         self.new_optimisers()
 
     def new_optimisers(self):
@@ -182,7 +183,8 @@ class Course(Networks):
         c, g = self.c, self.rng
         if not self.left:
             if not len(self.order): self.order = torch.randperm(len(self.clips), generator=self.rng)
-            size = -(-len(self.order) // -(-len(self.order) // c.batch))  # 77 clips at most 32 at a time: 26, 26, 25, not 32, 32, 13
+            n = len(self.order)
+            size = math.ceil(n / math.ceil(n / c.batch))  # 77 clips, at most 32 at a time: 26, 26, 25 rather than 32, 32, 13
             self.visit, self.order, self.left = self.order[:size], self.order[size:], c.visit_steps
             if c.fresh_optimisers: self.new_optimisers()
         self.left -= 1
@@ -203,7 +205,8 @@ class Course(Networks):
         n, names = self.sums.pop('n'), list(self.sums)
         line = dict(zip(names, (torch.stack([self.sums[k] for k in names]) / n).tolist()))
         self.sums, line['loss'] = {}, total(self.c, line)
-        if not (math.isfinite(line['loss']) and math.isfinite(line['mse'])): raise NvsError(f'step {self.step}: the loss is not finite; {self.last_good()}')
+        if not (math.isfinite(line['loss']) and math.isfinite(line['mse'])):
+            raise NvsError(f'step {self.step}: the loss is not finite; {self.last_good()}')
         clips_per_s = n * len(self.visit) / max(self.seconds - (self.stats[-1]['seconds'] if self.stats else 0), 1e-9)
         self.stats.append(dict(step=self.step, epoch=self.step * self.c.epochs / self.steps, seconds=self.seconds,
             psnr=-10 * math.log10(max(line.pop('mse'), 1e-10)), **line, lr=self.lr_factor(), clips_per_s=clips_per_s))
@@ -224,9 +227,11 @@ class Trainer(Course):
     ):
         self.device, self.run, self.progress, self.root = pick_device(device), run and Path(run), progress, root
         self.log_every, self.save_every, self.sample_every = log_every, save_every, sample_every
-        if run and (self.run/'checkpoint.pt').exists(): raise NvsError(f'{run} already holds a run; give another name, or go on with: nvs resume {run}')
+        if run and (self.run/'checkpoint.pt').exists():
+            raise NvsError(f'{run} already holds a run; give another name, or go on with: nvs resume {run}')
         have, want = (clips.size, clips.L), (config.size, config.read_frames or config.frames)
-        if have != want or clips.L < config.frames: raise NvsError(f'config asks for {want[0]} px and {want[1]} frames, the clips have {have[0]} px and {have[1]}')
+        if have != want:
+            raise NvsError(f'config asks for {want[0]} px and {want[1]} frames, the clips have {have[0]} px and {have[1]}')
         self.build(settle(config, self.device), clips)
         self.start()
         if run: write_json(self.run/'config.json', self.c.to_dict())
@@ -239,14 +244,16 @@ class Trainer(Course):
         c, last, saved, sampled = self.c, time.monotonic(), self.seconds, self.seconds
         now = lambda: min(round(self.seconds, 1), c.seconds) if c.seconds else self.step
         self.model.train()
-        with stop_signals() as stop, tqdm(total=c.seconds or self.steps, initial=now(), unit='s' if c.seconds else 'step', disable=not self.progress,
-            dynamic_ncols=True, mininterval=.5, bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}') as bar:
+        bar = tqdm(total=c.seconds or self.steps, initial=now(), disable=not self.progress, dynamic_ncols=True,
+            mininterval=.5, bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
+        with stop_signals() as stop, bar:
             while self.done() < 1 and not stop and (until is None or self.step < until):
                 self.add(STEPS[c.schedule](self, self.next_batch()))
                 self.step, self.seconds, last = self.step + 1, self.seconds + time.monotonic() - last, time.monotonic()
                 if self.step % self.log_every == 0 or self.done() >= 1:
                     self.log()
-                    bar.set_postfix_str('loss {loss:.3g}, PSNR {psnr:.1f} dB, {clips_per_s:.0f} clips/s'.format(**self.stats[-1]), refresh=False)
+                    line = 'loss {loss:.3g}, PSNR {psnr:.1f} dB, {clips_per_s:.0f} clips/s'
+                    bar.set_postfix_str(line.format(**self.stats[-1]), refresh=False)
                     if on_log: on_log(self)
                 bar.update(now() - bar.n)
                 if self.seconds - sampled > self.sample_every: self.sample(); sampled = self.seconds
@@ -260,7 +267,8 @@ class Trainer(Course):
         "Write statistics and checkpoint, if the loss is finite."
         if self.sums: self.log()
         if not self.run: return
-        atomic_write(self.run/'stats.jsonl', lambda tmp: tmp.write_text(''.join(json.dumps(s) + '\n' for s in self.stats)))
+        lines = ''.join(json.dumps(s) + '\n' for s in self.stats)
+        atomic_write(self.run/'stats.jsonl', lambda tmp: tmp.write_text(lines))
         state = {k: getattr(self, k) for k in STATE}
         state.update(rng=self.rng.get_state(), opt={k: o.state_dict() for k, o in self.opt.items()})
         save_checkpoint(self.run/'checkpoint.pt', self.model, self.c, describe_clips(self.clips, self.root), state)
@@ -268,7 +276,8 @@ class Trainer(Course):
 
     def last_good(self):
         "Where to go back to, for a message."
-        return f'last good checkpoint: {self.run/"checkpoint.pt"} (step {self.saved_step})' if self.saved_step else 'no checkpoint had been written yet'
+        if not self.saved_step: return 'no checkpoint had been written yet'
+        return f'last good checkpoint: {self.run/"checkpoint.pt"} (step {self.saved_step})'
 
     def sample(self):
         "Film strips of up to four clips, each original above what is generated, into `samples/`."
@@ -286,15 +295,18 @@ class Trainer(Course):
     ):
         "The trainer of an interrupted run, where it stopped. Other clips, or a file without training state, raise `NvsError`."
         model, config, about, state = load_run(run)
-        config = config.replace(threads=min(config.threads, os.cpu_count() or 1))  # a smaller machine cannot go on to the bit, but can go on
-        if not state.get('trainer'): raise NvsError(f'{run}: holds weights only, not the state of a training; nvs generate can use it, nvs resume cannot')
+        if not state.get('trainer'):
+            raise NvsError(f'{run}: weights only, without the state of a training; nvs generate can use it, nvs resume cannot')
+        config = config.replace(threads=min(config.threads, os.cpu_count() or 1))  # a smaller machine can go on, if not to the bit
         t = cls(config, clips, **kw)
         mine = describe_clips(t.clips)
         if mine['fingerprint'] != about['fingerprint']:
-            raise NvsError(f'{run}: was trained on other clips ({about["set"]}, {len(about["names"])} clips) than these ({mine["set"]}, {len(mine["names"])} clips)')
+            had, has = (f'{a["set"]}, {len(a["names"])} clips' for a in (about, mine))
+            raise NvsError(f'{run}: was trained on other clips ({had}) than these ({has})')
         t.run, t.root = Path(run), about['root']
         try: t.restore(model, state['trainer'])
-        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as e: raise NvsError(f'{run}: the state of the training is damaged ({e})') from None
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as e:
+            raise NvsError(f'{run}: the state of the training is damaged ({e})') from None
         return t
 
     def restore(self, model, saved):

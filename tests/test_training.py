@@ -36,8 +36,8 @@ def test_resume_is_exact(chairs, tmp_path, changes):
 
 def test_seconds_end_a_run(chairs):
     t = Trainer(make_config('chairs', **TINY, seconds=1.), chairs, progress=False)
-    start = time.monotonic(); t.fit()
-    assert t.done() == 1 and .8 < time.monotonic() - start < 5 and t.step > 1
+    t.fit()
+    assert t.done() == 1 and t.seconds >= 1 and t.stats[-1]['lr'] == 0 and t.stats[-1]['step'] == t.step > 0
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_leaves(tmp_path, signum):
