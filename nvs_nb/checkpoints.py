@@ -6,7 +6,6 @@
 __all__ = ['FORMAT', 'VERSION', 'ABOUT', 'save_checkpoint', 'load_checkpoint', 'load_run', 'describe_clips', 'shrink']
 
 # %% ../nbs/05a_checkpoints.ipynb #46a88428
-import io
 from pathlib import Path
 import torch
 from .core import NvsError, Config, atomic_write
@@ -19,32 +18,40 @@ def save_checkpoint(
     path,          # the file
     model,         # an `NVS`
     config,        # its `Config`
-    clips,         # dict describing the clips: set, names, static_id, transient_id, static_names, transient_names, fingerprint, root
+    clips,         # dict that describes the clips, see `describe_clips`
     trainer=None,  # dict with the state of the training; None for weights only
     half=False,    # store weights in half precision: half the size, for runs that are shown, not resumed
 ):
     "Write a checkpoint atomically: the old one stays until the new one is whole."
     weights = {k: v.half() if half and v.is_floating_point() else v for k, v in model.state_dict().items()}
-    state = dict(format=FORMAT, version=VERSION, config=config.to_dict(), clips=clips, model=weights, trainer=trainer)
+    state = dict(format=FORMAT, version=VERSION,
+        config=config.to_dict(), clips=clips, model=weights, trainer=trainer)
     def write(tmp):
         try: torch.save(state, tmp)
-        except RuntimeError as e: raise OSError(getattr(e, 'errno', None), f'{e}'.splitlines()[0]) from e  # a full disk reaches us like this
+        except RuntimeError as e:  # a full disk reaches us like this
+            raise OSError(getattr(e, 'errno', None), f'{e}'.splitlines()[0]) from e
     atomic_write(path, write)
 
 # %% ../nbs/05a_checkpoints.ipynb #715d7580
 def load_checkpoint(
     path,  # the file
 ):
-    "Read a checkpoint without trusting it. `NvsError` if it is missing, damaged, of another version, or not a checkpoint."
+    "Read a checkpoint without trusting it. `NvsError` if it is missing, damaged or of another version."
     path = Path(path)
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
+    try: file = path.open('rb')
     except FileNotFoundError: raise NvsError(f'{path}: no such checkpoint') from None
     except OSError as e: raise NvsError(f'{path}: cannot read ({e.strerror or e})') from None
-    except Exception: raise NvsError(f'{path}: not a checkpoint, or damaged (it may have been cut short)') from None
-    if not isinstance(state, dict) or state.get('format') != FORMAT: raise NvsError(f'{path}: not a checkpoint of nvs_nb')
+    with file:
+        try: state = torch.load(file, map_location='cpu', weights_only=True)
+        except Exception:  # of many kinds, even OSError for a file cut short
+            raise NvsError(f'{path}: not a checkpoint, or damaged (it may have been cut short)') from None
+    if not isinstance(state, dict) or state.get('format') != FORMAT:
+        raise NvsError(f'{path}: not a checkpoint of nvs_nb')
     if state.get('version') != VERSION:
-        raise NvsError(f'{path}: written by another version (format {state.get("version")}; this library reads format {VERSION})')
-    if not all(isinstance(state.get(k), dict) for k in ('config', 'clips', 'model')): raise NvsError(f'{path}: parts of the checkpoint are missing')
+        which = f'format {state.get("version")}; this library reads format {VERSION}'
+        raise NvsError(f'{path}: written by another version ({which})')
+    if not all(isinstance(state.get(k), dict) for k in ('config', 'clips', 'model')):
+        raise NvsError(f'{path}: parts of the checkpoint are missing')
     return state
 
 # %% ../nbs/05a_checkpoints.ipynb #d82f978b
@@ -67,21 +74,25 @@ def load_run(
             if not all(type(i) is int and 0 <= i < len(table) for i in clips[ids]): raise ValueError
         if not all(isinstance(clips[k], kind) for k, kind in ABOUT.items()): raise TypeError
     except NvsError as e: raise NvsError(f'{path}: {e}') from None
-    except (KeyError, RuntimeError, TypeError, ValueError): raise NvsError(f'{path}: the tensors do not fit the configuration') from None
-    if not all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point()): raise NvsError(f'{path}: holds non-finite weights')
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise NvsError(f'{path}: the tensors do not fit the configuration') from None
+    if not all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point()):
+        raise NvsError(f'{path}: holds non-finite weights')
     return model.to(device), config, clips, state
 
-ABOUT = dict(set=str, names=list, static_names=list, transient_names=list, fingerprint=str, root=str)  # besides the two maps
+# what `describe_clips` gives, besides the two maps
+ABOUT = dict(set=str, names=list, static_names=list, transient_names=list, fingerprint=str, root=str)
 
 def describe_clips(
     clips,    # `Clips`
     root='',  # where they came from; '' for embedded sets
 ):
-    "What a checkpoint remembers of its clips: enough to generate them and to recognise them, not their pixels."
-    return dict(set=clips.set, names=list(clips.names), static_id=clips.static_id.tolist(), transient_id=clips.transient_id.tolist(),
-        static_names=list(clips.static_names), transient_names=list(clips.transient_names), fingerprint=clips.fingerprint(), root=str(root))
+    "What a checkpoint remembers of its clips: enough to generate and to recognise them, not their pixels."
+    return dict(set=clips.set, names=list(clips.names), fingerprint=clips.fingerprint(), root=str(root),
+        static_id=clips.static_id.tolist(), transient_id=clips.transient_id.tolist(),
+        static_names=list(clips.static_names), transient_names=list(clips.transient_names))
 
-# %% ../nbs/05a_checkpoints.ipynb #ddc3b000
+# %% ../nbs/05a_checkpoints.ipynb #6b541183
 def shrink(
     run,  # run directory, or checkpoint file
     out,  # checkpoint file to write

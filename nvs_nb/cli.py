@@ -224,7 +224,7 @@ def info(run: Run):
     if scores: say('\n' + text_table(score_rows(scores)))
 
 # %% ../nbs/13_cli.ipynb #091ac26a
-DEMO = dict(seconds=150., width=256, static_rows='clip')  # what `nvs demo` changes in the fast recipe
+DEMO = dict(seconds=165.)  # what `nvs demo` changes in the fast recipe
 
 @app.command()
 def demo(

@@ -12,7 +12,7 @@ from .core import NvsError, make_rng
 
 # %% ../nbs/03_latents.ipynb #0eea3b45
 class LatentDictionary(nn.Module):
-    "Static codes `z_s (S, D_s)` and transient codes `z_t (T, L, D_t)`, eqs. (1)-(2). A clip is a pair of row numbers."
+    "Static codes `z_s (S, D_s)`, transient codes `z_t (T, L, D_t)`, eqs. (1)-(2). A clip is two row numbers."
     def __init__(self,
         S, T, L,       # numbers of static rows, transient rows, frames
         d_s, d_t,      # dimensions D_s and D_t
@@ -20,7 +20,8 @@ class LatentDictionary(nn.Module):
         rng=None,      # torch.Generator
     ):
         super().__init__()
-        if min(S, T, L, d_s, d_t) < 1: raise NvsError(f'dictionary: all of {S, T, L, d_s, d_t} must be at least 1')
+        if min(S, T, L, d_s, d_t) < 1:
+            raise NvsError(f'dictionary: all of {S, T, L, d_s, d_t} must be at least 1')
         rng = rng or make_rng(0)
         self.z_s = nn.Parameter(torch.randn(S, d_s, generator=rng) / d_s**.5)
         draw = random_path if init == 'path' else torch.randn
@@ -34,20 +35,20 @@ class LatentDictionary(nn.Module):
 def random_path(T, L, d, generator=None):
     "`(T, L, d)` smooth random paths, each coordinate of unit variance: a sum of four slow cosines over time."
     time = torch.linspace(0, 1, L)
-    waves = torch.cos(torch.pi * time[:, None] * torch.arange(4))           # (L, 4): constant, half a turn, ...
+    waves = torch.cos(torch.pi * time[:, None] * torch.arange(4))  # (L, 4): constant, half a turn, ...
     waves = waves / waves.norm(dim=1, keepdim=True)
     return waves @ torch.randn(T, 4, d, generator=generator)
 
-# %% ../nbs/03_latents.ipynb #90d0aa91
+# %% ../nbs/03_latents.ipynb #85324688
 def project_ball(z):
-    "Each vector along the last dimension, divided by max(1, its norm): the projection onto the unit ball (section 3.3)."
+    "Each vector along the last dimension, divided by max(1, its norm): the unit ball of section 3.3."
     return z / z.norm(dim=-1, keepdim=True).clamp(min=1)
 
 def project_max(z):
-    "Each clip's matrix `(..., L, D)` divided by its signed maximum: what the released code does instead. Kept to compare with."
+    "Each clip's matrix `(..., L, D)` divided by its signed maximum, as in the released code."
     return z / z.amax((-2, -1), keepdim=True)
 
-# %% ../nbs/03_latents.ipynb #220e8631
+# %% ../nbs/03_latents.ipynb #53913cbd
 def project_rank(
     z,    # (..., L, D) paths
     rho,  # largest rank allowed; 0: no constraint
@@ -57,9 +58,9 @@ def project_rank(
     u, s, v = torch.linalg.svd(z, full_matrices=False)
     return (u[..., :rho] * s[..., None, :rho]) @ v[..., :rho, :]
 
-# %% ../nbs/03_latents.ipynb #c7252dea
+# %% ../nbs/03_latents.ipynb #f2cfb6c2
 class RowOptimizer:
-    "Adam, or SGD with momentum, for tables of codes: rows not visited keep their value, their averages and their step count."
+    "Adam, or SGD with momentum, for tables of codes. Rows not visited keep value, averages and step count."
     def __init__(self,
         tables,             # list of tensors (rows, ...) with requires_grad
         lr,                 # learning rate
@@ -69,7 +70,8 @@ class RowOptimizer:
         eps=1e-8,           # of 'adam'
     ):
         if kind not in ('adam', 'sgd'): raise NvsError(f'latent optimiser must be adam or sgd, not {kind!r}')
-        self.tables, self.lr, self.kind, self.momentum, self.betas, self.eps = tables, lr, kind, momentum, betas, eps
+        self.tables, self.lr, self.kind = tables, lr, kind
+        self.momentum, self.betas, self.eps = momentum, betas, eps
         self.first = [torch.zeros_like(t) for t in tables]
         self.second = [torch.zeros_like(t) for t in tables] if kind == 'adam' else []
         self.count = [torch.zeros(len(t), device=t.device) for t in tables]
@@ -84,14 +86,14 @@ class RowOptimizer:
         scale=1.,       # gradients are multiplied by this; the batch size undoes a mean over the batch
         lr_factor=1.,   # the schedule's factor on the learning rate
     ):
-        "Update the visited rows from the tables' gradients. A row visited twice in a batch has one gradient, the sum, and moves once."
+        "Update the visited rows. A row visited twice in a batch has one gradient, the sum, and moves once."
         for i, (t, r) in enumerate(zip(self.tables, rows)):
             if r is None or t.grad is None: continue
             g, m, n = t.grad[r] * scale, self.first[i][r], self.count[i][r] + 1
             if self.kind == 'sgd': m = update = m * self.momentum + g
             else:
                 b1, b2 = self.betas
-                m, v = m.lerp(g, 1 - b1), self.second[i][r].lerp(g * g, 1 - b2)
+                m, v = m.lerp(g, 1 - b1), self.second[i][r].lerp(g * g, 1 - b2)  # averages of g and of g^2
                 n_ = n.view(-1, *[1] * (g.dim() - 1))
                 update = m / (1 - b1**n_) / ((v / (1 - b2**n_)).sqrt() + self.eps)
                 self.second[i][r] = v
@@ -104,5 +106,5 @@ class RowOptimizer:
 
     def load_state_dict(self, state):
         "Put back what `state_dict` gave."
-        for mine, saved in ((self.first, state['first']), (self.second, state['second']), (self.count, state['count'])):
-            for a, b in zip(mine, saved, strict=True): a.copy_(b)
+        for name in ('first', 'second', 'count'):
+            for mine, saved in zip(getattr(self, name), state[name], strict=True): mine.copy_(saved)

@@ -14,11 +14,11 @@ from .core import NvsError
 # %% ../nbs/05_losses.ipynb #5f12ce3f
 @lru_cache
 def pyramid_matrices(n, device='cpu'):
-    "For one axis of n pixels: `A (n/2, n)` blurs with [1 4 6 4 1]/16 (mirrored borders) and halves, `U (n, n/2)` stretches bilinearly."
-    unit = torch.eye(n)[:, None]                                            # n signals of one channel
+    "For an axis of n pixels: `A (n/2, n)` blurs with [1 4 6 4 1]/16 and halves, `U (n, n/2)` stretches."
+    unit, half = torch.eye(n)[:, None], torch.eye(n // 2)[:, None]  # signals of one channel
     kernel = torch.tensor([[[1., 4, 6, 4, 1]]]) / 16
-    A = F.conv1d(F.pad(unit, (2, 2), mode='reflect'), kernel, stride=2)[:, 0].T
-    U = F.interpolate(torch.eye(n // 2)[:, None], scale_factor=2, mode='linear', align_corners=False)[:, 0].T
+    A = F.conv1d(F.pad(unit, (2, 2), mode='reflect'), kernel, stride=2)[:, 0].T  # borders mirrored
+    U = F.interpolate(half, scale_factor=2, mode='linear', align_corners=False)[:, 0].T
     return A.contiguous().to(device), U.contiguous().to(device)
 
 def laplacian_pyramid(
@@ -26,12 +26,14 @@ def laplacian_pyramid(
     levels,  # number of band-pass levels; the low-pass rest is appended
 ):
     "The `levels` band-pass pictures of `x` and the low-pass rest, each half the size of the one before."
+    if x.shape[-1] >> levels < 2 or x.shape[-1] % 2**levels:
+        raise NvsError(f'levels={levels}: too many for {x.shape[-1]} pixels')
     bands = []
-    if x.shape[-1] >> levels < 2 or x.shape[-1] % 2**levels: raise NvsError(f'levels={levels}: too many for {x.shape[-1]} pixels')
     for _ in range(levels):
         A, U = pyramid_matrices(x.shape[-1], str(x.device))
         small = A @ x @ A.T
-        bands.append(x - U @ small @ U.T); x = small
+        bands.append(x - U @ small @ U.T)
+        x = small
     return [*bands, x]
 
 # %% ../nbs/05_losses.ipynb #22e3bf43
@@ -40,8 +42,8 @@ def reconstruction(
     kind='laplacian',  # 'laplacian', 'l1' or 'mse'
     levels=4,          # of the pyramid
 ):
-    "The loss l of eqs. (3.1)-(4), a mean over all pictures. Laplacian: the sum over bands of the mean absolute difference."
-    d = (fake.float() - real.float())
+    "The loss l of eqs. (3.1)-(4), a mean over all pictures. Laplacian: the mean |.| of each band, added up."
+    d = fake.float() - real.float()
     if kind == 'mse': return d.square().mean()
     if kind == 'l1': return d.abs().mean()
     return sum(b.abs().mean() for b in laplacian_pyramid(d, levels))
@@ -50,7 +52,7 @@ def reconstruction(
 def static_loss(
     fake, real,  # (B, L, 3, H, W)
     k,           # (B,) frame numbers, one per clip, drawn by the caller
-    kind='laplacian', levels=4,  # as in `reconstruction`
+    kind='laplacian', levels=4,  # see `reconstruction`
 ):
     "The loss of one frame per clip, eq. (4)."
     i = torch.arange(len(k), device=fake.device)
@@ -58,7 +60,7 @@ def static_loss(
 
 # %% ../nbs/05_losses.ipynb #1116e7a7
 def _distances(r, squared):
-    "`(B, L, D)` -> `(B, L, L)` distances between the codes of a path; a zero distance has zero gradient, not NaN."
+    "`(B, L, D)` -> `(B, L, L)` distances between the codes of a path; a distance of zero has gradient zero."
     d = (r[:, :, None] - r[:, None]).square().sum(-1)
     return d if squared else torch.where(d > 0, d.clamp(min=1e-12).sqrt(), 0.)
 
@@ -87,7 +89,7 @@ def triplet_released(
     r,          # (B, L, D) paths
     margin=2.,  # on plain distances
 ):
-    "The released code's triplet loss: for each pair within 2 frames the nearest negative beyond 5 frames; `(loss, active)`."
+    "The released code's loss: each pair within 2 frames against the nearest code beyond 5; `(loss, active)`."
     positive, negative = _pairs(r.shape[1], 2, 5, r.device)
     d = _distances(r, squared=False)
     nearest = d.masked_fill(~negative, torch.inf).amin(2, keepdim=True)  # (B, anchor, 1)

@@ -16,7 +16,7 @@ from .latents import LatentDictionary, project_max
 
 # %% ../nbs/04_models.ipynb #c10521a7
 class Recurrent(nn.Module):
-    "R: transient codes `(B, L, D_t)` -> correlated codes `r (B, L, D_t)`, frame i from codes 1..i (section 3)."
+    "R: transient codes `(B, L, D_t)` -> correlated codes `r (B, L, D_t)`, r_i from codes 1..i (section 3)."
     def __init__(self,
         d_t,             # dimension of codes, in and out
         hidden=500,      # units of the GRU
@@ -38,20 +38,19 @@ class Recurrent(nn.Module):
 # %% ../nbs/04_models.ipynb #92740162
 def init_generator(
     net,            # module holding ConvTranspose2d layers
-    how='default',  # 'dcgan': N(0,.02); 'fan': variance 2/(c_in k^2/s^2), for the first layer 1/c_in; 'default': as torch made it
+    how='default',  # 'dcgan': std .02; 'fan': variance 2/(c_in k^2/s^2), first layer 1; 'default': as torch's
     rng=None,       # torch.Generator
 ):
-    "Draw the weights of a generator's transposed convolutions."
+    "Draw the weights of a generator's transposed convolutions; biases become zero."
     for i, m in enumerate(m for m in net.modules() if isinstance(m, nn.ConvTranspose2d)):
-        c_in, _, k, _ = m.weight.shape
-        fan = c_in * (k / m.stride[0])**2 if i else 1  # the first layer sees a single pixel with a code of norm about 1
+        c_in, c_out, k, _ = m.weight.shape
         if how == 'dcgan': std = .02
-        elif how == 'fan': std = (2 / fan)**.5 if i else 1.
-        else: std = 1 / (3 * m.weight.shape[1] * k * k)**.5  # torch's uniform has this standard deviation
+        elif how == 'fan': std = (2 / (c_in * (k / m.stride[0])**2))**.5 if i else 1.
+        else: std = 1 / (3 * c_out * k * k)**.5  # of the uniform distribution that torch draws from
         with torch.no_grad(): m.weight.normal_(0, std, generator=rng)
         if m.bias is not None: nn.init.zeros_(m.bias)
 
-# %% ../nbs/04_models.ipynb #d5987a4d
+# %% ../nbs/04_models.ipynb #421e7f9d
 class Generator(nn.Module):
     "G: points `(F, D)` -> frames `(F, 3, size, size)`; a DCGAN generator for any power of two (section 4.2)."
     def __init__(self,
@@ -67,16 +66,19 @@ class Generator(nn.Module):
     ):
         super().__init__()
         n = int(math.log2(size)) - 2
-        if size < 8 or 2**(n + 2) != size: raise NvsError(f'generator: size must be a power of two from 8, not {size}')
+        if size < 8 or 2**(n + 2) != size:
+            raise NvsError(f'generator: size must be a power of two from 8, not {size}')
         chans = [max(width >> i, 8) for i in range(n)]
         self.label = nn.Embedding(labels, LABEL_DIM) if labels else None
         if labels: nn.init.normal_(self.label.weight, std=LABEL_DIM**-.5, generator=rng)
         layers = []
         for i, (a, b) in enumerate(zip([d + (LABEL_DIM if labels else 0), *chans], [*chans, 3])):
             bare = i == n or norm == 'none'  # a bias is useless where a normalisation follows
-            layers.append(nn.ConvTranspose2d(a, b, 4, *((1, 0) if i == 0 else (2, 1)), bias=bare))
+            stride, padding = (2, 1) if i else (1, 0)  # 1x1 -> 4x4, then doubled
+            layers.append(nn.ConvTranspose2d(a, b, 4, stride, padding, bias=bare))
             if i == n: break
-            if norm != 'none': layers.append(nn.BatchNorm2d(b) if norm == 'batch' else nn.GroupNorm(min(8, b // 4), b))
+            if norm == 'batch': layers.append(nn.BatchNorm2d(b))
+            if norm == 'group': layers.append(nn.GroupNorm(min(8, b // 4), b))
             layers.append(nn.LeakyReLU(.2, inplace=True) if act == 'leaky' else nn.ReLU(inplace=True))
         if output == 'tanh': layers.append(nn.Tanh())
         self.net = nn.Sequential(*layers)
@@ -88,22 +90,23 @@ class Generator(nn.Module):
 
 LABEL_DIM = 16  # of the label embedding of the conditional generator
 
-# %% ../nbs/04_models.ipynb #fce9de6b
+# %% ../nbs/04_models.ipynb #c6b8b1b6
 class NVS(nn.Module):
-    "Dictionary, R and G as one model: row numbers -> frames `(B, L, 3, H, W)` in [-1, 1] and r `(B, L, D_t)`."
+    "Dictionary, R and G: row numbers -> frames `(B, L, 3, H, W)` (tanh: in [-1, 1]) and r `(B, L, D_t)`."
     def __init__(self,
         c: Config,  # the configuration
         S, T,       # numbers of static and transient rows
     ):
         super().__init__()
         rng = make_rng(c.seed)
-        self.scale, self.layout, self.which, self.by_max = c.code_scale, c.layout, c.label, c.code_norm == 'max'
+        self.scale, self.layout, self.which = c.code_scale, c.layout, c.label
+        self.by_max = c.code_norm == 'max'
         self.dictionary = LatentDictionary(S, T, c.frames, c.d_s, c.d_t, c.init, rng)
         with torch.random.fork_rng(devices=[]):  # torch's own initialisations draw from the global generator
             torch.manual_seed(c.seed)
             self.R = Recurrent(c.d_t, c.hidden, c.recurrent, c.r_norm)
-            self.G = Generator(c.d_s + c.d_t, c.size, c.width, c.norm, c.act, c.g_init, c.output,
-                dict(none=0, static=S, transient=T)[c.label], rng)
+            labels = dict(none=0, static=S, transient=T)[c.label]
+            self.G = Generator(c.d_s + c.d_t, c.size, c.width, c.norm, c.act, c.g_init, c.output, labels, rng)
 
     def codes(self, static_id, transient_id):
         "Row numbers -> static codes `(B, D_s)` and correlated codes r `(B, L, D_t)`."
@@ -115,7 +118,7 @@ class NVS(nn.Module):
         "`(B, D_s)` and `(B, L, D_t)` -> points `z_i = [z_s; r_i]`, `(B, L, D)`."
         s = s[:, None].expand(-1, r.shape[1], -1)
         if self.layout == 'frames': return torch.cat([s, r], -1)
-        return torch.cat([s.flatten(1), r.flatten(1)], 1).view(*r.shape[:2], -1)  # the released code's reshape
+        return torch.cat([s.flatten(1), r.flatten(1)], 1).view(*r.shape[:2], -1)  # the trap of 03_latents
 
     def decode(self, s, r, label=None):
         "Static codes `(B, D_s)` and correlated codes `(B, L, D_t)` -> frames `(B, L, 3, H, W)`."
@@ -131,7 +134,7 @@ class NVS(nn.Module):
         s, r = self.codes(static_id, transient_id)
         return self.decode(s, r, self.labels(static_id, transient_id)), r
 
-# %% ../nbs/04_models.ipynb #4b82fda0
+# %% ../nbs/04_models.ipynb #ca86275f
 @torch.no_grad()
 def generate(
     model,         # an `NVS`
@@ -139,11 +142,12 @@ def generate(
     transient_id,  # `(N,)` transient row numbers
     batch=8,       # clips at a time
 ):
-    "Clips as uint8 `(N, L, H, W, 3)`, in evaluation mode and full precision. Row numbers out of range raise `NvsError`."
+    "Clips as uint8 `(N, L, H, W, 3)`, in evaluation mode, full precision. `NvsError` for a row out of range."
     device, D = model.dictionary.z_s.device, model.dictionary
     s, t = (torch.as_tensor(i, device=device) for i in (static_id, transient_id))
     for name, ids, table in (('static', s, D.z_s), ('transient', t, D.z_t)):
-        if len(ids) and not (0 <= ids.min() and ids.max() < len(table)): raise NvsError(f'{name} row out of range: there are {len(table)}')
+        if len(ids) and not (0 <= ids.min() and ids.max() < len(table)):
+            raise NvsError(f'{name} row out of range: there are {len(table)}')
     was, out = model.training, []
     model.eval()
     try:
