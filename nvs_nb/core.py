@@ -227,7 +227,7 @@ RECIPES = dict(
         norm='none', g_init='default', output='tanh', triplet='released',
         precision='fp32', channels_last=False),
     fast=dict(static_rows='clip', transient_rows='clip', width=256, batch=32, visit_frames=4,
-        lr_g=3e-3, lr_r=2e-3, lr_z=2e-2, decay='late'))
+        lr_g=3e-3, lr_r=2e-3, lr_z=2e-2, decay='late', act='leaky'))
 
 def make_config(
     set,             # 'chairs', 'actors', 'swings' (embedded), 'chair-cad', 'weizmann', 'golf' or 'folder'

@@ -19,7 +19,7 @@ from .training import Trainer
 from .metrics import psnr, psnr_moving, mean_frame
 
 # %% ../nbs/07a_recipes.ipynb #709fbb3f
-BASE = dict(decay='cosine')  # where the search began; what it found has gone into the recipe `fast`
+BASE = dict(decay='cosine', act='relu')  # where the search began; what it found has gone into the recipe `fast`
 
 VARIANTS = {
     'base': {},
@@ -158,7 +158,7 @@ def main(argv=None):
     if a.what == 'budget':
         for name in sets:
             clips = load_set(name, a.root)
-            races = {f'{s:g} s': (make_config(name, 'fast', **{**BASE, **extra}, seconds=s), clips) for s in a.seconds or [150, 300]}
+            races = {f'{s:g} s': (make_config(name, 'fast', **{**BASE, **extra}, seconds=s), clips) for s in a.seconds or [150]}
             told = f'{command} {name} --root DIR --threads {a.threads}'
             run_races(out/'real'/name/'budget.json', races, told, looks=1, device=a.device)
     if a.what == 'keep':
