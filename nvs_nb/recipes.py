@@ -86,6 +86,7 @@ def race(
         curve.append([t.seconds, float(psnr(real, generate(t.model, *ids)).mean())])
     try: t.fit(on_log=look)
     except NvsError as e: return dict(failed=str(e), steps=t.step, seconds=t.seconds)
+    if t.stopped: raise KeyboardInterrupt  # a race that was cut short is not a result
     fake = generate(t.model, *ids)
     scores = summary(real, fake)
     drawn = t.step * min(config.batch, len(clips)) * (config.visit_frames or config.frames)
@@ -141,25 +142,26 @@ def main(argv=None):
     p.add_argument('--out', default='data/results')
     a = p.parse_args(argv)
     out, command = Path(a.out), f'python -m nvs_nb.recipes {a.what}'
+    how = f'--threads {a.threads} --precision {a.precision}'
     extra, sets = dict(threads=a.threads, precision=a.precision), a.names or ['chairs', 'actors', 'swings']
     if a.what == 'search':
         for name in sets:
             clips, seconds, path = load_set(name), (a.seconds or [60])[0], out/f'recipes-{name}.json'
             races = {v: (vary(make_config(name, 'fast', **{**BASE, **extra}), changes), clips) for v, changes in VARIANTS.items()}
-            told = f'{command} {name} --seconds {seconds:g} --threads {a.threads}'
+            told = f'{command} {name} --seconds {seconds:g} {how}'
             book = run_races(path, races, told, seconds=seconds, looks=1, device=a.device)
             write_json(path, {**book, 'clips': len(clips), 'baseline': summary(clips.frames, mean_frame(clips.frames))})
     if a.what == 'equal':
         seconds = (a.seconds or [165])[0]
-        how = dict(released=dict(threads=a.threads), paper=dict(threads=a.threads), fast=extra)  # the first two are fp32
-        races = {f'{name} {r}': (make_config(name, r, **how[r]), load_set(name)) for name in sets for r in how}
-        told = f'{command} {" ".join(sets)} --seconds {seconds:g} --threads {a.threads}'
+        settings = dict(released=dict(threads=a.threads), paper=dict(threads=a.threads), fast=extra)  # the first two are fp32
+        races = {f'{name} {r}': (make_config(name, r, **kw), load_set(name)) for name in sets for r, kw in settings.items()}
+        told = f'{command} {" ".join(sets)} --seconds {seconds:g} {how}'
         write_json(out/'equal_time.json', run_races(out/'equal_time.json', races, told, seconds=seconds, looks=12, device=a.device))
     if a.what == 'budget':
         for name in sets:
             clips = load_set(name, a.root)
             races = {f'{s:g} s': (make_config(name, 'fast', **{**BASE, **extra}, seconds=s), clips) for s in a.seconds or [150]}
-            told = f'{command} {name} --root DIR --threads {a.threads}'
+            told = f'{command} {name} --root DIR {how}'
             run_races(out/'real'/name/'budget.json', races, told, looks=1, device=a.device)
     if a.what == 'keep':
         for run in sets: keep(run, out/'real'/Path(run).name)
