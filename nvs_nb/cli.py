@@ -115,7 +115,7 @@ def train(
 ):
     "Learn a set of clips, then score all of them."
     from nvs_nb.core import NvsError, pick_device
-    from nvs_nb.reports import load_clips
+    from nvs_nb.data import load_clips
     from nvs_nb.runs import is_free, new_folder, numbered, settings
     from nvs_nb.training import Trainer
     config, on = settings(set_name, recipe, changes, epochs, seconds), pick_device(device)
@@ -234,7 +234,7 @@ def demo(
 ):
     "Learn the 18 embedded chairs and show what came of it."
     from nvs_nb.core import make_config, pick_device
-    from nvs_nb.reports import load_clips
+    from nvs_nb.data import load_clips
     from nvs_nb.runs import demo_place, new_folder
     from nvs_nb.training import Trainer
     on = pick_device(device)

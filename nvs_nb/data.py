@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'SETS', 'to_float', 'to_uint8', 'check_clips', 'Clips', 'load_chairs', 'load_actors', 'load_swings',
-           'find_root', 'load_set']
+           'find_root', 'load_set', 'matching', 'choose', 'load_clips']
 
 # %% ../nbs/01_data.ipynb #167ba481
 import hashlib, os
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
 import numpy as np
@@ -129,7 +130,7 @@ SETS = {
     'chairs': 'embedded: 18 chairs that turn; one shared static row, a transient row per clip',
     'actors': 'embedded: 6 drawn people doing 6 things; a static row per person, a transient row per action',
     'swings': 'embedded: 32 drawn golf swings; one shared static row, a transient row per clip',
-    'weizmann': 'root with <action>/<person>_<action>.jpg; a static row per person, a transient row per action',
+    'weizmann': 'root with <action>/<person>_<action>.jpg or .avi; a static row per person, a transient row per action',
     'chair-cad': 'root with <id>/renders/image_*.png; one shared static row, a transient row per clip',
     'golf': 'root with stacked JPEGs; one shared static row, a transient row per clip',
     'folder': 'root with video files or sub-folders of frames; one shared static row, a transient row per clip',
@@ -149,27 +150,66 @@ def load_set(
     frames=16,       # L, frames of a clip
     window='first',  # the 'first' L frames, or a 'random' window of each clip
     stride=1,        # 2 keeps every other frame
-    seed=0,          # of the random windows
+    seed=0,          # of the random windows, and of the clips drawn
     cache=None,      # folder of decoded clips (None: $NVS_CACHE, else ~/.cache/nvs_nb); False: no cache
+    fit='crop',      # of frames that are not square: the centre, or the 'whole' squeezed
+    draw=0,          # clips drawn at random, of sets that are read; 0, or more than there are: all
 ):  # Clips
     "A data set by name. `NvsError` names the option, the folder or the file that is wrong."
-    for option, value, least in ('size', size, 32), ('frames', frames, 1), ('stride', stride, 1), ('seed', seed, 0):
+    for option, value, least in ('size', size, 32), ('frames', frames, 1), ('stride', stride, 1), ('seed', seed, 0), ('draw', draw, 0):
         if type(value) is not int or value < least:
             raise NvsError(f'{option} {value!r}: a whole number of at least {least} is needed')
     if size & size-1: raise NvsError(f'size {size}: a power of two is needed (32, 64, 128, ...)')
     if window not in ('first', 'random'): raise NvsError(f'window {window!r}: choose first or random')
+    if fit not in ('crop', 'whole'): raise NvsError(f'fit {fit!r}: choose crop or whole')
     if name not in SETS: raise NvsError(f'set {name!r}: unknown; choose one of {", ".join(SETS)}')
     win, skipped = Window(frames, window, stride, seed), []
     if name == 'chairs' and root: name = 'chair-cad'
     if name in ('chairs', 'actors', 'swings'):
         if root: raise NvsError(f'root {root}: the {name} are drawn, not read')
+        if draw: raise NvsError(f'draw {draw}: the {name} are all there; leave some out instead')
         if name != 'chairs' and (window, stride) != ('first', 1):
             raise NvsError(f'window, stride: the {name} are drawn, always from the first frame to the last')
         u8, names, statics, transients = dict(chairs=load_chairs, actors=load_actors, swings=load_swings)[name](size, win)
         s_names, t_names = list(dict.fromkeys(statics)), list(dict.fromkeys(transients))
     else:
-        u8, meta = read_clips(name, root or find_root(name), size, win, cache)
+        u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw)
         names, statics, transients, skipped = (meta[k] for k in ('names', 'statics', 'transients', 'skipped'))
         s_names, t_names = sorted(set(statics), key=natural), sorted(set(transients), key=natural)
     ids = [np.array([rows.index(x) for x in labels]) for rows, labels in ((s_names, statics), (t_names, transients))]
     return Clips(u8, *ids, names, s_names, t_names, name, skipped)
+
+# %% ../nbs/01_data.ipynb #6fb44f28
+def matching(names, patterns, option):
+    "Which `names` fit one of the comma-separated `patterns`, as a mask; a pattern that fits none is an `NvsError`."
+    masks = {p: [fnmatchcase(n, p) for n in names] for p in patterns.split(',') if p}
+    for p, mask in masks.items():
+        if not any(mask): raise NvsError(f'{option}={patterns}: no clip is called {p!r}; there are {", ".join(names[:3])}, ...')
+    return np.any(list(masks.values()), 0) if masks else np.zeros(len(names), bool)
+
+def choose(
+    clips,         # `Clips`
+    keep='',       # patterns of the names to keep; '': all
+    leave_out='',  # patterns of the names to leave out of these
+):  # `Clips`
+    "Some of the clips, and of the rows those that they use. `NvsError` if a pattern fits no name, or no clip is left."
+    if not keep and not leave_out: return clips
+    mask = matching(clips.names, keep, 'keep') if keep else np.ones(len(clips), bool)
+    mask &= ~matching(clips.names, leave_out, 'leave_out')
+    if not mask.any(): raise NvsError(f'keep={keep}, leave_out={leave_out}: no clip is left')
+    some = clips.subset(mask)
+    s_rows, s = np.unique(some.static_id, return_inverse=True)
+    t_rows, t = np.unique(some.transient_id, return_inverse=True)
+    return replace(some, static_id=s, static_names=[clips.static_names[i] for i in s_rows],
+                   transient_id=t, transient_names=[clips.transient_names[i] for i in t_rows])
+
+# %% ../nbs/01_data.ipynb #c9a66a71
+def load_clips(
+    config,     # `Config`
+    root=None,  # folder of the files, for sets that are not embedded
+):  # `Clips`
+    "The clips that a configuration asks for, under its id maps. Errors are those of `load_set`."
+    c, window = config, 'first' if config.window == 'visit' else config.window
+    clips = load_set(c.set, root or None, c.size, c.read_frames or c.frames, window, c.stride, c.data_seed,
+                     fit=c.fit, draw=c.draw)
+    return choose(clips, c.keep, c.leave_out).rows(c.static_rows, c.transient_rows)

@@ -54,13 +54,16 @@ def open_rgb(path):
 def square(
     im,    # RGB image
     size,  # height and width to come, in pixels
+    fit='crop',  # of a picture that is not square: its centre, or the 'whole' squeezed
 ):  # uint8 (size, size, 3)
     "Centre crop, then resize so that brightness is kept wherever a thing moves."
     side = min(im.size)
     x, y = (im.width-side)//2, (im.height-side)//2
+    if fit == 'crop': im = im.crop((x, y, x+side, y+side))
     how = Image.Resampling
-    how = how.BOX if side % size == 0 else how.BILINEAR if side > size else how.BICUBIC
-    return np.asarray(im.crop((x, y, x+side, y+side)).resize((size, size), how))
+    whole = all(n % size == 0 for n in im.size)
+    how = how.BOX if whole else how.BILINEAR if side >= size else how.BICUBIC
+    return np.asarray(im.resize((size, size), how))
 
 # %% ../nbs/00c_frames.ipynb #ef2a0e3e
 @dataclass(frozen=True)

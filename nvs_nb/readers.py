@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'VIDEOS', 'READERS', 'CACHE_VERSION', 'Source', 'find', 'label', 'weizmann', 'chair_cad', 'golf', 'folder',
-           'find_sources', 'decode', 'cache_name', 'read_cache', 'read_clips']
+           'find_sources', 'decode', 'cache_name', 'read_cache', 'drawn', 'read_clips']
 
 # %% ../nbs/00d_readers.ipynb #90881e4b
 import hashlib, json, os, re, warnings, zlib
@@ -25,6 +25,7 @@ class Source:
     read: callable   # (name, window) -> list of RGB images
     static: str      # what its static row stands for
     transient: str   # what its transient row stands for
+    why_not: str = ''  # why it is left out, if it is
 
 IMAGES = '.jpg .jpeg .png .bmp .webp .tif .tiff .ppm .pgm'.split()
 VIDEOS = '.gif .mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv'.split()
@@ -52,7 +53,7 @@ def weizmann(root):
     "<action>/<person>[_<action>][1|2].jpg: 80:64 strips, or videos. A static row per person, a transient row per action."
     files = find(root, IMAGES + VIDEOS)
     actions = {f.parent.name for f in files}
-    sources = []
+    sources, cells = [], {}
     for f in files:
         action = f.parent.name
         match = re.fullmatch(rf'(.+?)_{re.escape(action)}([12]?)', f.stem) or re.fullmatch(r'(.*[^0-9])([12]?)', f.stem)
@@ -60,7 +61,9 @@ def weizmann(root):
         if f.parent == root or any(person.endswith(f'_{other}') for other in actions - {action}):
             raise NvsError(f'{f}: expected <action>/<person>_<action>.jpg below {root}')
         read = partial(read_video, f) if f.suffix.lower() in VIDEOS else partial(read_tiles, f, down=False, aspect=80/64)
-        sources.append(Source(f'{person}_{action}{take}', (f,), read, person, action))
+        first = cells.setdefault((person, action), f)
+        why_not = '' if first is f else f'{person} does {action} in {first.name} already'
+        sources.append(Source(f'{person}_{action}{take}', (f,), read, person, action, why_not))
     return sources
 
 # %% ../nbs/00d_readers.ipynb #df3cf8bd
@@ -74,10 +77,11 @@ def chair_cad(root):
     sources = []
     for chair, renders in chairs.items():
         first = sorted(r for r in renders if r[0] == min(renders)[0])
-        for i, (p, k, f) in enumerate(first, first[0][1]):
-            if k != i: raise NvsError(f'{f.parent}: image_{i:03d} of elevation p{p:03d} is missing')
+        gaps = [i for i, (_, k, _) in enumerate(first, first[0][1]) if k != i]
+        why_not = f'image_{gaps[0]:03d} of elevation p{first[0][0]:03d} is missing' if gaps else ''
         files = tuple(f for _, _, f in first)
-        sources.append(Source(chair.name, files, partial(read_images, files, crop=(1/6, 5/6)), 'shared', chair.name))
+        read = partial(read_images, files, crop=(1/6, 5/6))
+        sources.append(Source(chair.name, files, read, 'shared', chair.name, why_not))
     return sources
 
 def golf(root):
@@ -119,30 +123,33 @@ def find_sources(
 
 # %% ../nbs/00d_readers.ipynb #4ce6d63a
 def decode(
-    sources,  # list of Source
-    window,   # the frames of each
-    size,     # height and width to come, in pixels
+    sources,     # list of Source
+    window,      # the frames of each
+    size,        # height and width to come, in pixels
+    fit='crop',  # see `square`
 ):  # uint8 (N, L, size, size, 3), the sources kept, a line for each one left out
     "Decode all sources. The first damaged file ends it with an `NvsError`; films that are too short are left out."
     frames, kept, skipped = None, [], []
-    for source in tqdm(sources, desc='decoding clips', unit='clip', delay=1, leave=False):
+    wanted = [s for s in sources if not s.why_not]
+    for source in tqdm(wanted, desc='decoding clips', unit='clip', delay=1, leave=False):
         try: images = source.read(name=source.name, window=window)
         except TooShort as e: skipped.append(f'{source.name}: {e.n} frames, {window.span} needed')
         else:
-            if frames is None: frames = np.empty((len(sources), window.frames, size, size, 3), np.uint8)
-            frames[len(kept)] = [square(im, size) for im in images]
+            if frames is None: frames = np.empty((len(wanted), window.frames, size, size, 3), np.uint8)
+            frames[len(kept)] = [square(im, size, fit) for im in images]
             kept.append(source)
+    skipped += [f'{s.name}: {s.why_not}' for s in sources if s.why_not]
     return frames if frames is None else frames[:len(kept)], kept, skipped
 
-CACHE_VERSION = 1  # a new number makes all older cache entries stale: count up when decoding changes
+CACHE_VERSION = 2  # a new number makes all older cache entries stale: count up when decoding changes
 
-def cache_name(reader, root, files, window, size):
+def cache_name(reader, root, files, *options):
     "A name that changes with any option, and with any file's name, size or time."
     seen = []
     for f in files:
         with decoding(f): stat = f.stat()
         seen.append([str(f.relative_to(root)), stat.st_size, stat.st_mtime_ns])
-    text = json.dumps([CACHE_VERSION, reader, str(root.resolve()), vars(window), size, seen])
+    text = json.dumps([CACHE_VERSION, reader, str(root.resolve()), *options, seen])
     return f'{reader}-{hashlib.sha256(text.encode()).hexdigest()[:20]}'
 
 def read_cache(path):
@@ -153,24 +160,34 @@ def read_cache(path):
         if meta['crc32'] == zlib.crc32(frames): return frames, meta
     except (NvsError, OSError, ValueError, EOFError, KeyError, TypeError): pass  # any damage: decode again
 
-# %% ../nbs/00d_readers.ipynb #fcb4a9f8
+# %% ../nbs/00d_readers.ipynb #d55f62f0
+def drawn(sources, n, seed):
+    "`n` of the sources, at random, in their order; those that are left out anyway stay, to be told."
+    good = [i for i, s in enumerate(sources) if not s.why_not]
+    picks = {*np.random.default_rng(seed).permutation(good)[:n].tolist()}
+    return [s for i, s in enumerate(sources) if s.why_not or i in picks]
+
+# %% ../nbs/00d_readers.ipynb #056f91c1
 def read_clips(
     reader,      # a key of READERS
     root,        # the folder of the set
     size,        # height and width to come, in pixels
     window,      # the frames of each clip
     cache=None,  # folder (None: $NVS_CACHE, else ~/.cache/nvs_nb); False: no cache
+    fit='crop',  # see `square`
+    draw=0,      # clips drawn at random, with the seed of the window; 0: all
 ):  # uint8 (N, L, size, size, 3), dict of names, statics, transients, skipped
     "All clips below `root`, from the cache or decoded. `NvsError` for whatever is wrong with the files."
     root = Path(root).expanduser()
     sources = find_sources(reader, root)
     others = [f for f in find(root) if f.suffix.lower() not in IMAGES + VIDEOS] if reader == 'folder' else []
-    entry = cache_name(reader, root, [f for s in sources for f in s.files] + others, window, size)
+    if 0 < draw < len(sources): sources = drawn(sources, draw, window.seed)
+    entry = cache_name(reader, root, [f for s in sources for f in s.files] + others, vars(window), size, fit)
     path = Path(cache or os.environ.get('NVS_CACHE') or '~/.cache/nvs_nb').expanduser()/entry
     hit = None if cache is False else read_cache(path)
     if hit: return hit
-    frames, kept, skipped = decode(sources, window, size)
-    if not kept: raise NvsError(f'{root}: all {len(skipped)} clips are too short; {skipped[0]}')
+    frames, kept, skipped = decode(sources, window, size, fit)
+    if not kept: raise NvsError(f'{root}: none of its {len(skipped)} clips can be used; {skipped[0]}')
     skipped += [f'{f.relative_to(root)}: neither an image nor a video' for f in others]
     meta = dict(names=[s.name for s in kept], statics=[s.static for s in kept], transients=[s.transient for s in kept],
                 skipped=skipped, crc32=zlib.crc32(frames))

@@ -11,10 +11,10 @@ import contextlib, difflib, itertools, re, shutil
 from pathlib import Path
 from typing import NamedTuple, Optional
 from .core import NvsError, Config, make_config, parse_changes
-from .data import EMBEDDED
+from .data import EMBEDDED, load_clips
 from .models import NVS
 from .checkpoints import describe_clips, load_run
-from .reports import MACHINE, load_clips
+from .reports import MACHINE
 
 # %% ../nbs/12b_runs.ipynb #ceac8761
 def settings(

@@ -607,7 +607,7 @@ def test_sigterm_then_resume(place):
 @pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_before_training(monkeypatch, signum, code):
     "While clips are read, there is nothing to save and nothing is left"
-    monkeypatch.setattr('nvs_nb.reports.load_clips', lambda *_: (os.kill(os.getpid(), signum), time.sleep(5)))
+    monkeypatch.setattr('nvs_nb.data.load_clips', lambda *_: (os.kill(os.getpid(), signum), time.sleep(5)))
     complaint(nvs('train', 'chairs', *SHORT), 'interrupted', code=code)
     assert tree() == {}
 

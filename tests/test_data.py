@@ -125,7 +125,7 @@ BAD = {
         'ann.jpg: cannot be decoded (image file is truncated'),
     'weizmann: empty file': ('weizmann', lambda r: cut(strip(r / 'walk/ann.jpg'), 0), 'ann.jpg: cannot be decoded'),
     'weizmann: all short': ('weizmann', lambda r: [strip(r / f'walk/{n}.jpg', FILM[:5]) for n in 'ab'],
-        'all 2 clips are too short; a_walk: 5 frames, 8 needed'),
+        'none of its 2 clips can be used; a_walk: 5 frames, 8 needed'),
     'weizmann: one name twice': ('weizmann', lambda r: [strip(r / f'walk/{n}.jpg') for n in ('ann', 'ann_walk')],
         "would both be called 'ann_walk'"),
     'chairs: missing view': ('chairs', lambda r: next(renders(r / 'a').glob('renders/image_003*')).unlink(),
@@ -155,7 +155,7 @@ BAD = {
         'a.mp4: cannot be decoded (No such file'),
     'folder: link to itself': ('folder', lambda r: (r / 'a.gif').symlink_to('a.gif'), 'a.gif: cannot be decoded'),
     'folder: all short': ('folder', lambda r: (gif(r / 'a.gif', FILM[:7]), frame_folder(r / 'b', FILM[:3])),
-        'all 2 clips are too short; a: 7 frames, 8 needed'),
+        'none of its 2 clips can be used; a: 7 frames, 8 needed'),
     'folder: float pixels': ('folder', lambda r: [save(r / f'a/{i}.tif', np.ones((32, 32), np.float32)) for i in range(8)],
         '0.tif: cannot be decoded (floating-point'),
 }
