@@ -173,6 +173,7 @@ def score(
     seed=0,  # of the random halves
     progress=False,  # show bars
     mcs_reason='',  # why there is no `vgg`
+    f_real=None,  # `motion` of the real clips, if it has been computed already
 ):  # flat dict of numbers, with 'psnr_clips' (list) and 'cards' (dict)
     "Every score of generated clips beside the real ones, with a card that says how each was computed."
     real, fake = clips_of(real, fake, same=True)
@@ -194,7 +195,7 @@ def score(
     f = {f'fcs{kind}{end}': fcs(c, consecutive=bool(kind), progress=progress).mean()
          for kind in ('', '_consecutive') for end, c in (('', fake), ('_real', real))}
     add('fcs', f | dict(fcs_gap=abs(f['fcs']-f['fcs_real'])))
-    if vgg: add('mcs', mcs_scores(motion(real, vgg, progress), motion(fake, vgg, progress), seed), **vgg.source)
+    if vgg: add('mcs', mcs_scores(f_real or motion(real, vgg, progress), motion(fake, vgg, progress), seed), **vgg.source)
     else: cards['mcs'] = {'left_out': mcs_reason or 'no feature network was given'}
     return out | {'cards': cards}
 
