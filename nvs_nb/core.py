@@ -96,7 +96,7 @@ class Config:
     d_s: int = 206                # D_s, dimension of a static code
     d_t: int = 50                 # D_t, dimension of a transient code
     static_rows: str = 'set'      # static rows as the 'set' says, one 'shared' by all, or one per 'clip'
-    transient_rows: str = 'set'   # transient rows as the 'set' says, or one per 'clip'
+    transient_rows: str = 'set'   # transient rows likewise
     init: str = 'gauss'           # transient codes start as independent 'gauss' draws or as a smooth 'path'
     code_norm: str = 'ball'       # 'ball': z/max(1,|z|) after each update; 'max': as released; 'none'
     code_scale: float = 1.        # codes are multiplied by this on their way into the networks
@@ -125,6 +125,7 @@ class Config:
     schedule: str = 'joint'       # 'alternating' stages (3.1)-(3.2), 'joint', or 'released' (a second step)
     gamma_steps: int = 5          # updates of G (3.1) per update of codes and R (3.2); 'alternating' only
     batch: int = 6                # clips of a step
+    train_frames: str = 'all'     # 'alternate': only the even frames of one clip, the odd ones of the next
     visit_frames: int = 0         # frames of each clip drawn in a step, at random; 0, or more than L: all
     visit_steps: int = 1          # steps on the same clips before the next ones (released code: 300)
     fresh_optimisers: bool = False  # rebuild the optimisers at each visit (the released code)
@@ -173,7 +174,8 @@ class Config:
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 CHOICES = dict(
     recipe=('paper', 'released', 'fast'), window=('first', 'random', 'visit'), fit=('crop', 'whole'),
-    static_rows=('set', 'shared', 'clip'), transient_rows=('set', 'clip'), init=('gauss', 'path'),
+    static_rows=('set', 'shared', 'clip'), transient_rows=('set', 'shared', 'clip'), init=('gauss', 'path'),
+    train_frames=('all', 'alternate'),
     code_norm=('ball', 'max', 'none'), layout=('frames', 'scrambled'), r_norm=('none', 'clip'),
     norm=('batch', 'group', 'none'), act=('relu', 'leaky'), g_init=('dcgan', 'fan', 'default'),
     output=('tanh', 'linear'), label=('none', 'static', 'transient'),

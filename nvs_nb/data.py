@@ -76,10 +76,10 @@ class Clips:
                        names=[self.names[i] for i in idx])
 
     def rows(self, static='set', transient='set'):
-        "The same clips under other maps: `static` is 'set' (as it is), 'shared' or 'clip', `transient` is 'set' or 'clip'."
-        clip = np.arange(len(self)), list(self.names)
-        statics = dict(set=(self.static_id, self.static_names), shared=(0*clip[0], ['shared']), clip=clip)
-        transients = dict(set=(self.transient_id, self.transient_names), clip=clip)
+        "The same clips under other maps, each 'set' (as it is), one row 'shared' by all, or a row for each 'clip'."
+        own = dict(clip=(np.arange(len(self)), list(self.names)), shared=(0*self.static_id, ['shared']))
+        statics = dict(set=(self.static_id, self.static_names), **own)
+        transients = dict(set=(self.transient_id, self.transient_names), **own)
         for option, value, known in ('static', static, statics), ('transient', transient, transients):
             if value not in known: raise NvsError(f'{option} {value!r}: choose {" or ".join(known)}')
         (s, s_names), (t, t_names) = statics[static], transients[transient]

@@ -496,6 +496,6 @@ def test_clips_methods():
     assert c.batch([0]).shape[1] == 12 and (to_float(FILM) == c.batch([0])[0]).all()
     for bad in [-1], [12], [[3, 12]], []:
         with pytest.raises(NvsError, match='of clips that have 12'): c.batch([0], frames=bad)
-    with pytest.raises(NvsError, match="static 'x': choose set or shared or clip"): c.rows(static='x')
-    with pytest.raises(NvsError, match="transient 'shared': choose set or clip"): c.rows(transient='shared')
+    with pytest.raises(NvsError, match="static 'x': choose set or clip or shared"): c.rows(static='x')
+    with pytest.raises(NvsError, match="transient 'all': choose set or clip or shared"): c.rows(transient='all')
     assert c.rows('clip', 'clip').fingerprint() != c.fingerprint() == clips().fingerprint()
