@@ -27,18 +27,16 @@ from .pages import Picture, Section, Table
 from .experiments import generated
 
 # %% ../nbs/09_ablations.ipynb #7ad0b3cf
-LOSSES = {  # Table 4b
-    'no-triplet-no-static': dict(lambda_t=0., lambda_s=0.), 'no-triplet': dict(lambda_t=0.),
-    'no-static': dict(lambda_s=0.), 'full': {}}
+LOSSES = {'no-triplet-no-static': dict(lambda_t=0., lambda_s=0.), 'no-triplet': dict(lambda_t=0.),
+          'no-static': dict(lambda_s=0.), 'full': {}}  # Table 4b
 SWITCHES = {  # Figure 4, left; then what the paper leaves open, or the released code does otherwise
     'no-codes': dict(lr_z=0.), 'per-frame': dict(recurrent=False), 'shared-static': dict(static_rows='shared'),
     'no-ball': dict(code_norm='none'), 'alternating': dict(schedule='alternating'),
     'l1': dict(loss='l1'), 'mse': dict(loss='mse'), 'one-level': dict(levels=1)}
 SIGNS = {'no-triplet-no-static': '- triplet - static', 'no-triplet': '- triplet + static',
          'no-static': '+ triplet - static', 'full': '+ triplet + static'}
-PAPER = {  # (MCS, FCS) of Tables 4a and 4b
-    'bound': (0., .91), 'random': (3.96, .75), 'learnt': (3.32, .89), 'no-triplet-no-static': (3.83, .77),
-    'no-triplet': (3.82, .85), 'no-static': (3.36, .81), 'full': (3.32, .89)}
+PAPER = {'bound': (0., .91), 'random': (3.96, .75), 'learnt': (3.32, .89), 'no-triplet-no-static': (3.83, .77),
+         'no-triplet': (3.82, .85), 'no-static': (3.36, .81), 'full': (3.32, .89)}  # (MCS, FCS) of Tables 4a and 4b
 
 # %% ../nbs/09_ablations.ipynb #44d028da
 T95 = 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26  # of Student's t with 1, 2, ... degrees of freedom
@@ -76,9 +74,9 @@ def score_codes(
     "Table 4a: videos from rows of the dictionary, drawn with replacement, and from codes of other distributions."
     known = generate(d.model, d.clips.static_id, d.clips.transient_id)
     draws = np.random.default_rng(d.config.seed).integers(len(known), size=videos)
-    share = torch.from_numpy(np.bincount(draws, minlength=len(known)) / videos).float()
+    share = torch.from_numpy(np.bincount(draws, minlength=len(known)) / videos).float()[None]
     told = lambda g, f: dict(mcs=log_distance(f_real['absolute'], g['absolute']), signed=log_distance(f_real['signed'], g['signed']), fcs=float(f))
-    out = dict(learnt=told({k: share[None] @ f for k, f in motion(known, vgg).items()}, fcs(known)[draws].mean()))
+    out = dict(learnt=told({k: share @ f for k, f in motion(known, vgg).items()}, fcs(known)[draws].mean()))
     for kind in RANDOM:
         codes, sums, scores = random_codes(d.config, kind, videos), dict.fromkeys(MODES, 0), []
         for rows in tqdm(np.arange(videos)[:, None], desc=f'{d.job.name}, {kind} codes', disable=not progress):
@@ -135,9 +133,11 @@ def pictures(runs, white):
     if full is None: return out
     half = [i for k, i in ranks(full.scores['psnr_clips']).items() if k != 'best']  # not the flattering one
     if 'no-codes' in runs:
-        add('codes', compare({'codes learnt': full, 'codes as drawn': runs['no-codes']}, half), 'The median and the worst clip, with and without latent optimisation')
+        add('codes', compare({'codes learnt': full, 'codes as drawn': runs['no-codes']}, half),
+            'The median and the worst clip, with and without latent optimisation')
     if white is not None and 'no-triplet-no-static' in runs:
-        add('white', compare({SIGNS[k]: runs[k] for k in ('full', 'no-triplet-no-static')}, [white]), 'The brightest chair on white ground, with and without the two losses')
+        add('white', compare({SIGNS[k]: runs[k] for k in ('full', 'no-triplet-no-static')}, [white]),
+            'The brightest chair on white ground, with and without the two losses')
     add('random', strange(full), 'From learnt codes, from codes as drawn before training, from uniform ones')
     return out
 
@@ -170,8 +170,7 @@ def section4a(full, videos, picture):
     gaps = ', '.join(f'{abs(x["fcs"] - s["fcs_real"]):.3f} ({k})' for k, x in got.items())
     text = (f'{videos} videos for each row. Random codes have a worse MCS than learnt ones by more than two standard deviations of the floor for '
             f'{len(worse)} of {len(RANDOM)} distributions. FCS differs from that of the real clips by {gaps}. {SEEDS}')
-    data = dict(paper=PAPER, here=got, videos=videos)
-    return Section('Table 4a: learnt codes against random ones', [Table(HEAD, rows), text, picture], data)
+    return Section('Table 4a: learnt codes against random ones', [Table(HEAD, rows), text, picture], dict(paper=PAPER, here=got, videos=videos))
 
 def section4b(runs, why):
     "Table 4b: `runs` are those that did not fail, `why` says it of the others."
@@ -185,7 +184,7 @@ def section4b(runs, why):
         rows.append([*line(label, k, s['mcs'], s['mcs_signed'], s['fcs']), *more(s)])
     parts = [Table([*HEAD, *PSNRS.values()], rows)]
     for loss, a, b in (('triplet', 'no-static', 'no-triplet'), ('static', 'no-triplet', 'no-static')) if len(data) == 4 else ():
-        ours, theirs = ([f'{x[a] - x["no-triplet-no-static"]:+.2f}', f'{x["full"] - x[b]:+.2f}']
+        ours, theirs = ([f'{round(y, 2) + 0.:+.2f}' for y in (x[a] - x['no-triplet-no-static'], x['full'] - x[b])]
                         for x in ({k: v['mcs'] for k, v in data.items()}, {k: v[0] for k, v in PAPER.items()}))
         parts.append(f'The {loss} loss changes MCS by {ours[0]} without the other one and by {ours[1]} with it; '
                      f'in the paper by {theirs[0]} and {theirs[1]}.')
@@ -224,7 +223,8 @@ OWN = lambda k: not (k.startswith('baseline_') or k.endswith(('_real', '_floor',
 def one_run(d, white):
     "The numbers of a finished run."
     s, last = d.scores, (read_stats(d.path) or [{}])[-1]
-    row = dict(seed=d.config.seed, config=d.job.config.hash(), triplet=last.get('triplet'), active=last.get('active'))
+    row = {k: getattr(d.config, k) for k in ('seed', 'precision', 'threads')}
+    row |= dict(config=d.job.config.hash(), triplet=last.get('triplet'), active=last.get('active'))
     if white is not None: row['white'] = on_white(d, white)
     return row | {k: v for k, v in s.items() if OWN(k) and not isinstance(v, (str, list, dict))}
 
@@ -251,7 +251,7 @@ def ablate(
     white, c = brightest(d.clips.frames) if set == 'chairs' else None, d.config
     tell = lambda k: one_run(done[k], white) if k in done else dict(seed=k[1], failed=failed[todo[k].name])
     book = dict(set=set, seconds=seconds, seeds=seeds, settings=settings or {}, clips=len(d.clips), frames=c.frames, size=c.size,
-        precision=c.precision, threads=c.threads, videos=videos, white=None if white is None else d.clips.names[white],
+        videos=videos, white=None if white is None else d.clips.names[white],
         variants={k: dict(changes=v, runs=[tell((k, seed)) for seed in range(seeds)]) for k, v in variants.items()},
         codes=[dict(seed=seed, **table4a(d, videos, progress)) for (name, seed), d in done.items() if name == 'full'],
         common={k: v for k, v in d.scores.items() if not OWN(k)}, cards=d.scores['cards'])
@@ -264,8 +264,8 @@ def spread(runs, key, digits=2):
 
 def overview(book):
     "The main scores of all variants, for a terminal."
-    rows = [(k, spread(v['runs'], 'psnr_mean'), '  '.join(spread(v['runs'], *x) for x in (('psnr_moving',), ('mcs',), ('fcs', 3), ('step', 0))))
-            for k, v in book['variants'].items()]
+    told = ('psnr_moving', 2), ('mcs', 2), ('fcs', 3), ('step', 0)
+    rows = [(k, spread(v['runs'], 'psnr_mean'), '  '.join(spread(v['runs'], *x) for x in told)) for k, v in book['variants'].items()]
     return text_table([('variant', 'PSNR', 'moving, MCS, FCS, steps: mean ± half of the 95 % t interval'), *rows])
 
 def main(argv=None):

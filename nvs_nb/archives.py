@@ -225,9 +225,10 @@ class Got(NamedTuple):
     missing: list  # of those that the source does not have
 
 def forget(path):
-    "Remove a download and its note."
-    path.unlink()
+    "Remove a download, its note, and their folder if it is empty now."
+    path.unlink(missing_ok=True)
     path.with_suffix('.json').unlink(missing_ok=True)
+    with contextlib.suppress(OSError): path.parent.rmdir()
 
 def get(
     set_name,       # 'chairs', 'weizmann' or 'golf'
@@ -250,16 +251,16 @@ def get(
         else:
             try: path = fetch(place, path, *published, int(first*GB), progress) if isinstance(place, str) else place
             except Gone as e:
-                gone.append(e); got.missing.append(a.name)
+                gone.append(e); got.missing.append(a.name); forget(path)
                 continue
             if path is place: verify(path, *published)
             try: extract(path, target, o.suffixes, o.limits, bool(a.into), path.suffix == '.part', progress)
             except (Truncated, Damaged) as e:
                 if path is place: raise
+                if first and isinstance(e, Truncated): raise NvsError(f'{e}, with no whole file in it; a larger --first may help') from e
                 forget(path)
                 raise NvsError(f'{e}; it was removed, the same command fetches it again') from e
             got.new.append(a.name)
             if path is not place and not keep: forget(path)
-    with contextlib.suppress(OSError): path.parent.rmdir()  # works for an empty folder only
     if gone and not got.new + got.there: raise gone[0]
     return got

@@ -70,9 +70,11 @@ def contents(
         sources = find_sources(name, root)
         usable = [s for s in sources if not s.why_not]
         files, bad = [f for s in sources for f in s.files], [f'{s.name} ({s.why_not})' for s in sources if s.why_not]
-        good, S, T, note = len(usable), len({s.static for s in usable}), len({s.transient for s in usable}), str(root)
+        good, note = len(usable), str(root)
+        S, T = len({s.static for s in usable}), len({s.transient for s in usable})
     lines = [(name, note), ('  clips', f'{count(good, "clip")}, {count(S, "static row")}, {count(T, "transient row")}')]
-    if files: lines.append(('  files', f'{count(len(files), "file")}, {sum(f.stat().st_size for f in files)/1e6:,.1f} MB'))
+    size = sum(f.stat().st_size for f in files)
+    if files: lines.append(('  files', f'{count(len(files), "file")}, {size/1e6:,.1f} MB'))
     if root is not None and usable:
         first = usable[0].read(name=usable[0].name, window=Window(1))[0]
         lines.append(('  frames', f'{first.width}x{first.height} pixels in {usable[0].name}'))
@@ -115,7 +117,8 @@ def tell(name, root, alone):
 # %% ../nbs/12c_data_commands.ipynb #535a8403
 @data_app.command()
 def info(
-    set_name: Annotated[Optional[str], typer.Argument(metavar='[SET]', show_default=False, help='Only this set.')] = None,
+    set_name: Annotated[Optional[str], typer.Argument(metavar='[SET]', show_default=False,
+        help='Only this set; its own folder may then be given as --root.')] = None,
     root: Home = None,
 ):
     "Tell which sets are here and what is in them."
@@ -129,12 +132,13 @@ def info(
 # %% ../nbs/12c_data_commands.ipynb #ea9ba974
 @data_app.command()
 def get(
-    set_name: Annotated[str, typer.Argument(metavar='SET', show_default=False, help='chairs, weizmann or golf.')],
+    set_name: Annotated[str, typer.Argument(metavar='SET', show_default=False,
+        help='chairs, weizmann or golf.')],
     root: Home = None,
     source: Annotated[Optional[str], option('--from', 'FILE_OR_URL', 'Take the archives from here: a file, a folder of '
         'archives, the address of an archive or of a folder (ending in /). Default: from their authors.')] = None,
-    first: Annotated[float, option('--first', 'GB', 'Download only the beginning of an archive, and unpack what is whole '
-        'of it; golf has 131 GB.', min=0.)] = 0.,
+    first: Annotated[float, option('--first', 'GB', 'Download only the beginning of an archive, and unpack what is '
+        'whole of it; golf has 131 GB.', min=0.)] = 0.,
     keep: Annotated[bool, typer.Option('--keep-archive/--remove-archive', help='Keep what was downloaded?')] = False,
 ):
     "Fetch the archives of a set of the paper, and unpack them. Interrupted, the same command goes on."
@@ -142,11 +146,15 @@ def get(
     from nvs_nb.core import PAPER_CLIPS
     place, name = home(root), 'chairs' if set_name == 'chair-cad' else set_name
     reader = 'chair-cad' if name == 'chairs' else name
+    if name in archives.OFFICIAL:
+        a = archives.OFFICIAL[name].archives[0]
+        say(f'{name:12}into {place/name}, from {source or f"{a.url} {a.about}".strip()}')
     try: got = archives.get(name, place, source, keep=keep, first=first)
-    except KeyboardInterrupt as e: raise type(e)(f'what has come is kept in {place}; the same command goes on') from None
+    except KeyboardInterrupt as e:
+        raise type(e)(f'what was downloaded is kept in {place}; the same command goes on') from None
     if got.new: say(f'{"unpacked":12}{", ".join(got.new)}')
     if got.there: say(f'{"were there":12}{", ".join(got.there)}')
-    if got.missing: say(f'{"not found":12}{", ".join(got.missing)}; the set goes without')
+    if got.missing: say(f'{"not found":12}{", ".join(got.missing)}: the set goes without')
     tell(reader, str(got.folder), True)
     draw = PAPER_CLIPS[reader].get('draw')
     say(f'\n{"next":12}nvs train {name} --root {shlex.quote(str(got.folder))}' + f' --set draw={draw}'*bool(draw))

@@ -262,7 +262,7 @@ def mask_table(
     known, trained, gone = by_name(full), by_name(clips), {*full.static_names} - {*clips.static_names}
     def mark(*cell): return '×' if cell[0] in gone else '•' if cell in trained else '○' if cell in known else ''
     rows = [[what, *(mark(who, what) for who in full.static_names)] for what in full.transient_names]
-    told = '•: trained; ○: left out, filled; empty: no film there, filled; ×: no clip of that row left, not to be filled'
+    told = '•: trained; ○: left out, filled; empty: no film there, filled; ×: no clip of that row left, cannot be filled'
     return Table(['', *full.static_names], rows, told)
 
 def verdict(m):
@@ -281,7 +281,7 @@ def results(d, name):
     found, kind, shown = score_cells(fake, some, full), kinds(some, full), {'generated': fake}
     if d.embedded and len(full) == kind.size: shown['original'] = full.frames[cells(full)]
     gone = [who for who in full.static_names if who not in some.static_names]
-    told = [f'{len(some)} clips of `{c.set}`, recipe `{c.recipe}`, {scores["train_seconds"]:.0f} s, `{c.hash()}`. One seed.']
+    told = [f'{len(some)} clips of `{c.set}`, recipe `{c.recipe}`, {scores["train_seconds"]:.0f} s, `{c.hash()}`.']
     if gone: told.append(f'No clip of {", ".join(gone)} is left, so there is no such row.')
     if 'paper' in name: told += [f'The data has no {a}.' for a in TABLE3 if a not in full.transient_names]
     parts = [' '.join(told), mask_table(some, full), score_table(found['means']), verdict(found['means']),

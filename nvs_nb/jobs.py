@@ -183,7 +183,7 @@ def run_jobs(
     n = side_by_side or (1 if device.type == 'cuda' else min(os.cpu_count() or 1, len(todo)))
     prepare(todo, folder, device, vgg, n)
     waiting, running, ended, why = todo[::-1], [], 0, {}
-    bar = tqdm(total=len(todo), disable=not progress, dynamic_ncols=True,
+    bar = tqdm(total=len(todo), disable=not progress, dynamic_ncols=True, mininterval=1,
         bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
     with stop_signals() as stop, bar:
         while (waiting or running) and not stop:

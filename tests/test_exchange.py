@@ -85,7 +85,7 @@ def test_a_perfect_model_and_a_still_one(actors):
 def test_jobs_of_a_mask(tmp_path, root):
     assert jobs(Plan(sets=('golf',))) == []
     (tmp_path / 'mask.json').write_text('{"walk": ["ada"], "bow": ["finn"]}')
-    for mask in (str(tmp_path / 'mask.json'), '*_[!wb]*,ada_b*,[b-f]*_w*,[a-e]*_b*,?????_b*'):
+    for mask in (str(tmp_path / 'mask.json'), '*_[!wb]*,*_wave,ada_b*,[b-f]*_w*,[b-e]*_b*'):
         job, = jobs(Plan(), mask)
         assert load_clips(job.config).names == ['ada_walk', 'finn_bow']
     given = Plan(roots=dict(weizmann=root), changes=dict(SMALL, label='static', transient_rows='clip'))
@@ -129,7 +129,7 @@ def test_the_widget_shows_what_is_pressed(actors):
     assert 'bruno' in said.value and 'unseen' in said.value
     before = film.value
     next(b for b in buttons.children if getattr(b, 'tooltip', '') == 'trained').click()
-    assert 'ada' in said.value and 'walk' in said.value and film.value[:3] == b'GIF' != before[:0] and film.value != before
+    assert 'ada' in said.value and 'walk' in said.value and film.value[:3] == b'GIF' and film.value != before
 
 
 def test_frames_of_the_matrix(actors):
