@@ -257,7 +257,7 @@ def get(
             try: extract(path, target, o.suffixes, o.limits, bool(a.into), path.suffix == '.part', progress)
             except (Truncated, Damaged) as e:
                 if path is place: raise
-                if first and isinstance(e, Truncated): raise NvsError(f'{e}, with no whole file in it; a larger --first may help') from e
+                if first and isinstance(e, Truncated): raise NvsError(f'{e}; try a larger --first') from e
                 forget(path)
                 raise NvsError(f'{e}; it was removed, the same command fetches it again') from e
             got.new.append(a.name)

@@ -253,6 +253,7 @@ def reproduce(
     out: Annotated[Optional[str], option('--out', 'DIR', 'Of the report. Default: data/results/SCALE.')] = None,
     runs: Annotated[Optional[str], option('--runs', 'DIR', 'Of the trainings. Default: runs/reproduce-SCALE.')] = None,
     side_by_side: Annotated[int, option('--side-by-side', 'N', 'Trainings at a time. Default: one for each core; on CUDA one.', min=0)] = 0,
+    report_only: Annotated[bool, typer.Option('--report-only', help='Train nothing; tell what is finished.')] = False,
     device: Device = 'auto',
     changes: Change = [],
     vgg16: Vgg = None,
@@ -262,7 +263,7 @@ def reproduce(
     from nvs_nb.reproduce import make_plan, reproduce
     plan, runs = make_plan(set_name, scale, root, seconds, parse_changes(changes)), Path(runs or f'runs/reproduce-{scale}')
     out = Path(out or Path('data/results', scale if set_name == 'all' else f'{scale}-{set_name}'))
-    failed = reproduce(plan, runs, out, device, vgg16, side_by_side)
+    failed = reproduce(plan, runs, out, device, vgg16, side_by_side, report_only=report_only)
     for name, why in failed.items(): say(f'failed      {name}: {why}')
     say(f'report      {out/"report.html"}, {out/"report.md"}\ntrainings   {runs}')
 

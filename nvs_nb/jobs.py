@@ -57,6 +57,8 @@ class Plan:
 
     def __post_init__(self):
         if self.scale not in SCALES: raise NvsError(f'--scale {self.scale}: choose {", ".join(SCALES)}')
+        for key, place in dict(set='SET', recipe='--scale', seconds='--seconds').items():
+            if key in self.changes: raise NvsError(f'--set {key}={self.changes[key]}: this is said by {place}')
 
     def embedded(self, base): return base not in self.roots
     def set_of(self, base): return (RELATIVE if self.embedded(base) else ARCHIVE)[base]
