@@ -244,6 +244,7 @@ def jobs(
     "The trainings of Table 3. `NvsError` if nothing of the mask is in the data."
     if 'weizmann' not in plan.sets: return []
     fast = {} if plan.scale == 'paper' else {k: v for k, v in FAST.items() if k not in plan.changes}
+    fast['share'] = 1.5 if plan.embedded('weizmann') else .5  # of the time of a main training
     def job(name, settings, **changes):
         j = plan.job('weizmann', name, **fast, **changes)
         return replace(j, config=j.config.replace(**settings(load_clips(j.config, j.root))))
