@@ -47,7 +47,7 @@ def table2(
         rows += [['real clips (bound)', say('real', 0), f'{number(s["mcs_floor"])} ± {number(s["mcs_floor_sd"])}', say('real', 1), number(s['fcs_real'], 3), *['']*4],
                  ['frozen video (control)', '', number(s['mcs_frozen']), '', '1.000', *['']*4],
                  ['mean frame (control)', '', '', '', '', *(number(s[f'baseline_{k}'], d) for k, d in SCORES)]]
-    rows.append([f'{RIVAL[base]} (see the baselines)', say('rival', 0), '', say('rival', 1), *['']*5])
+    rows.append([f'{RIVAL[base]} (not run here)', say('rival', 0), '', say('rival', 1), *['']*5])
     for k, label in (('without', 'ours, without triplet and static loss'), ('full', 'ours, full')):
         if k not in good: rows.append([label, say(k, 0), '', say(k, 1), '', str(runs[k] or 'not run'), '', '', '']); continue
         s = data[k] = {x: good[k].scores.get(x) for x in KEPT}
@@ -114,7 +114,7 @@ def figures(base, done):
     many = spread(d, 16)
     more = Section(f'Supplement, Figure {number}: more of {TITLE[base]}', ['Evenly from the best to the worst.',
         Picture(f'supplement{number}.png', strips(d, spread(d, 6), 3), f'{kind}, from best to worst'),
-        Picture(f'supplement{number}.gif', grid(generated(d, many), 4), f'{len(many)} generated clips, from best to worst')], dict(clips=[d.clips.names[i] for i in many]))
+        Picture(f'supplement{number}.gif', grid(generated(d, many), 4) | 3, f'{len(many)} generated clips, from best to worst')], dict(clips=[d.clips.names[i] for i in many]))
     return [five, more]
 
 # %% ../nbs/08_experiments.ipynb #e928bb61
@@ -141,7 +141,8 @@ def figure3(done, base='chairs'):
         axes[2].plot(data[label], 'o-', ms=3, label=label, color=COLORS[color])
     alpha = runs['with'].config.alpha
     axes[2].axvline(alpha, color=COLORS['grey'], ls=':')
-    axes[2].set(xlabel='frames apart', title='squared distance of two codes r'), axes[2].legend(frameon=False)
+    axes[2].set(xlabel='frames apart'), axes[2].legend(frameon=False, loc='upper left')
+    axes[2].set_title('squared distance of two codes r', fontsize=9)
     near = {k: np.mean(v[1:int(alpha) + 1]) / max(np.mean(v[int(alpha) + 1:]), 1e-12) for k, v in data.items()}
     return [Section('Figure 3: the triplet condition', [f'The loss asks that codes within {alpha:g} frames are nearer than those further away. Ratio of the two mean squared distances: '
         f'{near["with"]:.2f} with it, {near["without"]:.2f} without.', Picture('figure3.png', fig, 'The path of one clip, without and with; distance by time, all clips')], data)]

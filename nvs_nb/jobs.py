@@ -7,7 +7,7 @@ __all__ = ['SCALES', 'RELATIVE', 'ARCHIVE', 'Job', 'job_path', 'Plan', 'real_mot
            'prepare', 'Worker', 'run_jobs', 'Done', 'open_job', 'main']
 
 # %% ../nbs/07d_jobs.ipynb #a3cfa8b9
-import json, os, signal, subprocess, sys, threading, time
+import contextlib, json, os, signal, subprocess, sys, threading, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -105,7 +105,9 @@ def work(
     again = (path/'checkpoint.pt').exists()
     kw = dict(device=device, progress=False, sample_every=1e9)
     t = Trainer.resume(path, clips, **kw) if again else Trainer(config, clips, path, root=told['root'], **kw)
-    tell = lambda t: print(json.dumps(dict(done=t.done(), psnr=t.stats[-1]['psnr'])), flush=True)
+    def tell(t):
+        with contextlib.suppress(OSError):  # whoever listened may be gone; the training goes on
+            print(json.dumps(dict(done=t.done(), psnr=t.stats[-1]['psnr'])), flush=True)
     if t.done() < 1: t.fit(on_log=tell)
     if t.stopped: return 128 + t.stopped
     vgg = feature_net(told['vgg']).to(device)
