@@ -19,7 +19,7 @@ from .reports import number
 from .pages import Picture, Section, Table
 from .interpolation import BASES, about, between, compare, cross_fade, fade, means, mix
 
-# %% ../nbs/11a_held_out.ipynb #1be6ad58
+# %% ../nbs/11a_held_out.ipynb #00ba3743
 CURVES = 'linear', 'cubic'
 PIXELS = dict(fade='linear', nearest='nearest', fade_cubic='cubic')  # what needs no model
 
@@ -40,7 +40,7 @@ def jobs(plan):
     halves = [plan.job(base, 'halves', **half_changes(plan, base)) for base in BASES if base in plan.sets]
     return [*halves, plan.job('chairs', 'halves-common', **COMMON)] if 'chairs' in plan.sets else halves
 
-# %% ../nbs/11a_held_out.ipynb #409285db
+# %% ../nbs/11a_held_out.ipynb #7b834007
 def whole_films(d):
     "Of a `Done` trained on every second frame: the `Clips`, and their films with all frames, uint8 (N, 2L, H, W, 3)."
     whole = load_clips(d.config.replace(frames=2*d.config.frames, stride=max(1, d.config.stride//2)), d.job.root)
@@ -74,7 +74,7 @@ def score_halves(
     return dict(about(d), frames=c.frames, names=clips.names, rows={k: means(v) for k, v in found.items()},
                 gain=gains(found, CURVES), clips={k: found[k]['psnr'].tolist() for k in (*CURVES, 'fade')})
 
-# %% ../nbs/11a_held_out.ipynb #7b834007
+# %% ../nbs/11a_held_out.ipynb #c6275673
 def hidden(d):
     "Of a `Done` that was shown alternate frames: which it never saw, without the ends, and which it did; (N, n) each."
     unseen = unseen_frames(d.config, d.clips).numpy()
@@ -101,7 +101,7 @@ def score_common(d):
     return dict(about(d), frames=seen.shape[1], names=d.clips.names, rows={k: means(v) for k, v in found.items()},
                 gain=gains(found, ('common', 'linear')), clips={k: found[k]['psnr'].tolist() for k in made})
 
-# %% ../nbs/11a_held_out.ipynb #65832473
+# %% ../nbs/11a_held_out.ipynb #47aa5582
 ROWS = dict(trained='frames trained on, generated', linear='between: codes r, linear', cubic='between: codes r, cubic',
     z='between: codes z, linear, R runs over them', fade='cross-fade of the real neighbours',
     nearest='the next real neighbour', fade_cubic='cubic fade of four real neighbours',
