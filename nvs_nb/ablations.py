@@ -19,10 +19,10 @@ from .core import NvsError, make_config, make_rng, parse_changes, read_json, wri
 from .viz import show_strips
 from .latents import LatentDictionary
 from .models import generate
-from .features import MODES, find_vgg, motion, untrained_vgg
+from .features import MODES, motion
 from .metrics import decibel, fcs, log_distance, psnr
 from .reports import number, ranks, read_stats, save_figure, text_table
-from .jobs import Job, open_job, real_motion, run_jobs
+from .jobs import Job, feature_net, open_job, real_motion, run_jobs
 from .pages import Picture, Section, Table
 from .experiments import generated
 
@@ -51,7 +51,7 @@ def interval(values):
 RANDOM = {'initial': 'as drawn before training', 'uniform': 'uniform in [-1, 1]'}
 
 def random_codes(config, kind, n):
-    "A `LatentDictionary` for `n` clips, from the distribution that training starts from, or another one (a key of `RANDOM`)."
+    "A `LatentDictionary` for `n` clips, from the distribution that training starts from or another one, see `RANDOM`."
     rng = make_rng(config.seed + 1000)  # not the draws that training began with
     codes = LatentDictionary(n, n, config.frames, config.d_s, config.d_t, config.init, rng).requires_grad_(False)
     if kind == 'uniform':
@@ -67,8 +67,8 @@ def draw_from(model, codes, rows):
 def strange(d, n=2):
     "Figure: `n` clips from learnt codes and from codes of other distributions."
     idx = np.linspace(0, len(d.clips) - 1, n).round().astype(int)
-    clips = [*generated(d, idx), *(c for k in RANDOM for c in draw_from(d.model, random_codes(d.config, k, n), np.arange(n)))]
-    return show_strips(clips, [k for k in ('learnt', *RANDOM) for _ in range(n)])
+    drawn = [draw_from(d.model, random_codes(d.config, k, n), np.arange(n)) for k in RANDOM]
+    return show_strips([*generated(d, idx), *np.concatenate(drawn)], [k for k in ('learnt', *RANDOM) for _ in range(n)])
 
 # %% ../nbs/09_ablations.ipynb #3c8d5fbf
 def score_codes(
@@ -82,7 +82,8 @@ def score_codes(
     known = generate(d.model, d.clips.static_id, d.clips.transient_id)
     draws = np.random.default_rng(d.config.seed).integers(len(known), size=videos)
     share = torch.from_numpy(np.bincount(draws, minlength=len(known)) / videos).float()[None]
-    told = lambda g, f: dict(fcs=float(f), **{k: log_distance(f_real[m], g[m]) for k, m in (('mcs', 'absolute'), ('signed', 'signed'))})
+    told = lambda g, f: dict(fcs=float(f), mcs=log_distance(f_real['absolute'], g['absolute']),
+                             signed=log_distance(f_real['signed'], g['signed']))
     out = dict(learnt=told({k: share @ f for k, f in motion(known, vgg).items()}, fcs(known)[draws].mean()))
     for kind in RANDOM:
         codes, sums, scores = random_codes(d.config, kind, videos), dict.fromkeys(MODES, 0), []
@@ -96,13 +97,14 @@ def score_codes(
 def table4a(d, videos, progress=False):
     "`score_codes` with the network that has scored the run; kept in its `codes.json`."
     path, told, device = d.path/'codes.json', read_json(d.path/'job.json'), d.model.dictionary.z_s.device
-    vgg = (find_vgg(told['vgg'])[0] if told['vgg'] else untrained_vgg()).to(device)
+    vgg = feature_net(told['vgg']).to(device)
     key = dict(videos=videos, step=d.scores['step'], net=vgg.source)
     try: old = read_json(path)
     except NvsError: old = {}
     if old.get('key') == key: return old['scores']
-    real = d.clips.frames[:, :d.config.frames]
-    scores = score_codes(d, vgg, real_motion(d.clips, real, vgg, d.path.parents[d.job.name.count('/')]), videos, progress)
+    folder = d.path.parents[d.job.name.count('/')]
+    f_real = real_motion(d.clips, d.clips.frames[:, :d.config.frames], vgg, folder)
+    scores = score_codes(d, vgg, f_real, videos, progress)
     write_json(path, dict(key=key, scores=scores))
     return scores
 
@@ -110,25 +112,26 @@ def table4a(d, videos, progress=False):
 GROUND = .02  # pixels darker than white by more than this belong to the chair
 
 def brightest(real):
-    "Number of the clip (uint8, objects on white ground) whose object differs least from the ground, by the mean darkness of its pixels."
+    "Number of the clip (uint8, objects on white ground) whose object is the brightest, by the mean of its pixels."
     return int(np.argmin([x[x > GROUND].mean() for x in (1 - c.mean(-1) / 255. for c in real)]))
 
 def on_white(d, i):
-    "Clip `i` of a `Done`: its PSNR, that of its object's pixels, and how much of the object's contrast with the ground is there."
+    "Clip `i` of a `Done`: its PSNR, that of its object's pixels, and how much of the object's contrast is there."
     real, fake = d.clips.frames[i, :d.config.frames], generated(d, [i])[0]
     a, b, mask = real / 255., fake / 255., 1 - real.mean(-1) / 255. > GROUND
-    return dict(psnr=float(psnr(real[None], fake[None])[0]), psnr_object=float(decibel(np.mean((a[mask] - b[mask])**2))),
+    return dict(psnr=float(psnr(real[None], fake[None])[0]),
+                psnr_object=float(decibel(np.mean((a[mask] - b[mask])**2))),
                 contrast=float((1 - b[mask]).mean() / (1 - a[mask]).mean()))
 
 # %% ../nbs/09_ablations.ipynb #df322bf6
 def compare(runs, idx):
-    "Figure: the clips `idx` as each run (dict: title -> `Done`) generates them, below the original where the set is embedded."
+    "Figure: the clips `idx` as each run (title -> `Done`) generates them, below the original if the set is embedded."
     rows, d = {title: generated(d, idx) for title, d in runs.items()}, next(iter(runs.values()))
     if d.embedded: rows = dict(original=d.clips.frames[idx, :d.config.frames], **rows)
     return show_strips([clips[j] for j in range(len(idx)) for clips in rows.values()], [*rows] * len(idx))
 
 def pictures(runs, white):
-    "Figure 4, and what random codes look like: dict name -> `Picture`. `runs`: variant -> `Done`; `white`: clip number, or None."
+    "Figure 4 and random codes: dict name -> `Picture`. `runs`: variant -> `Done`; `white`: clip number, or None."
     full = runs.get('full')
     if full is None: return {}
     half = [i for k, i in ranks(full.scores['psnr_clips']).items() if k != 'best']  # not the flattering one
@@ -147,7 +150,8 @@ def jobs(plan):
     some = {**LOSSES, 'no-codes': SWITCHES['no-codes']} if 'chairs' in plan.sets else {}
     return [plan.job('chairs', name, **v) for name, v in some.items()]
 
-SEEDS = 'One training each: `09_ablations` repeats it with other seeds, and shows how large a difference must be before it means anything.'
+SEEDS = ('One training each: `09_ablations` repeats it with other seeds, and shows how large a difference must be before '
+         'it means anything.')
 HEAD = ['', 'MCS, paper', 'MCS, here', 'signed', 'FCS, paper', 'FCS, here']
 PSNRS = dict(psnr_mean='PSNR', psnr_worst='worst', psnr_moving='moving', ssim='SSIM')
 
@@ -161,6 +165,7 @@ def controls(s):
     return [line('real clips (bound)', 'bound', s['mcs_floor'], s['mcs_signed_floor'], s['fcs_real']),
             line('frozen video (control)', None, s['mcs_frozen'], s['mcs_signed_frozen'], 1.)]
 
+# %% ../nbs/09_ablations.ipynb #4072fdf3
 def section4a(full, videos, picture):
     "Table 4a from the run with both losses."
     s, got = full.scores, table4a(full, videos)
@@ -168,40 +173,46 @@ def section4a(full, videos, picture):
             line('+ Z: rows of the learnt dictionary', 'learnt', **got['learnt'])]
     worse = [k for k in RANDOM if got[k]['mcs'] > got['learnt']['mcs'] + 2 * (s['mcs_floor_sd'] or 0)]
     gaps = ', '.join(f'{abs(x["fcs"] - s["fcs_real"]):.3f} ({k})' for k, x in got.items())
-    text = (f'{videos} videos for each row. Random codes have a worse MCS than learnt ones by more than two standard deviations of the floor for '
-            f'{len(worse)} of {len(RANDOM)} distributions. FCS differs from that of the real clips by {gaps}. {SEEDS}')
-    return Section('Table 4a: learnt codes against random ones', [Table(HEAD, rows), text, picture], dict(paper=PAPER, here=got, videos=videos))
+    text = (f'{videos} videos for each row. Random codes have a worse MCS than learnt ones by more than two standard '
+            f'deviations of the floor for {len(worse)} of {len(RANDOM)} distributions. FCS differs from that of the real '
+            f'clips by {gaps}. {SEEDS}')
+    return Section('Table 4a: learnt codes against random ones', [Table(HEAD, rows), text, picture],
+                   dict(paper=PAPER, here=got, videos=videos))
 
 def section4b(runs, why):
     "Table 4b: `runs` are those that did not fail, `why` says it of the others."
     s, data = runs['full'].scores, {}
     more = lambda s: [number(s[k], 3 if k == 'ssim' else 2) for k in PSNRS]
-    rows = [*([*r, *[''] * 4] for r in controls(s)), ['mean frame (control)', *[''] * 5, *more({k: s[f'baseline_{k}'] for k in PSNRS})]]
+    rows = [*([*r, *[''] * 4] for r in controls(s)),
+            ['mean frame (control)', *[''] * 5, *more({k: s[f'baseline_{k}'] for k in PSNRS})]]
     for k, label in SIGNS.items():
         if k not in runs: rows.append([*line(label, k, None, None, None), why[k], *[''] * 3]); continue
         s = data[k] = {x: runs[k].scores[x] for x in ('mcs', 'mcs_signed', 'fcs', *PSNRS)}
         rows.append([*line(label, k, s['mcs'], s['mcs_signed'], s['fcs']), *more(s)])
     parts = [Table([*HEAD, *PSNRS.values()], rows)]
-    for loss, a, b in (('triplet', 'no-static', 'no-triplet'), ('static', 'no-triplet', 'no-static')) if len(data) == 4 else ():
+    each = ('triplet', 'no-static', 'no-triplet'), ('static', 'no-triplet', 'no-static')
+    for loss, a, b in each if len(data) == 4 else ():
         ours, theirs = ([f'{round(y, 2) + 0.:+.2f}' for y in (x[a] - x['no-triplet-no-static'], x['full'] - x[b])]
                         for x in ({k: v['mcs'] for k, v in data.items()}, {k: v[0] for k, v in PAPER.items()}))
         parts.append(f'The {loss} loss changes MCS by {ours[0]} without the other one and by {ours[1]} with it; '
                      f'in the paper by {theirs[0]} and {theirs[1]}.')
     return Section('Table 4b: the four combinations', [*parts, SEEDS], dict(paper=PAPER, here=data))
 
+# %% ../nbs/09_ablations.ipynb #e9909a55
 def section4(runs, why, white, shown):
     "Figure 4."
     parts, data = [], {}
     if 'codes' in shown:
         data = {k: {x: runs[k].scores[x] for x in ('psnr_mean', 'mcs', 'fcs')} for k in ('full', 'no-codes')}
         a, b = ([number(x) for x in v.values()] for v in data.values())
-        parts += [f'Left: codes learnt, and the same training with codes that stay as drawn. PSNR goes from {a[0]} to {b[0]} dB, '
-                  f'MCS from {a[1]} to {b[1]}.', shown['codes']]
+        parts += ['Left: codes learnt, and the same training with codes that stay as drawn. PSNR goes from '
+                  f'{a[0]} to {b[0]} dB, MCS from {a[1]} to {b[1]}.', shown['codes']]
     if 'white' in shown:
         seen = {k: on_white(runs[k], white) for k in ('full', 'no-triplet-no-static')}
         data |= dict(white=seen, clip=runs['full'].clips.names[white])
-        parts += [f'Right: the brightest chair, {data["clip"]}. ' + '; '.join(f'{SIGNS[k]}: {v["psnr_object"]:.1f} dB on the pixels of the chair, '
-                  f'{v["contrast"]:.0%} of its contrast with the ground' for k, v in seen.items()) + '.', shown['white']]
+        told = [f'{SIGNS[k]}: {v["psnr_object"]:.1f} dB on the pixels of the chair, {v["contrast"]:.0%} of its contrast '
+                'with the ground' for k, v in seen.items()]
+        parts += [f'Right: the brightest chair, {data["clip"]}. {"; ".join(told)}.', shown['white']]
     parts += [*(f'{k}: {v}' for k, v in why.items()), SEEDS]
     return Section('Figure 4: with and without latent optimisation; a white chair on white ground', parts, data)
 
@@ -210,20 +221,21 @@ def sections(plan, done):
     if 'chairs' not in plan.sets: return []
     got = {j.name.split('/')[1]: done.get(j.name) or 'not run' for j in jobs(plan)}
     runs, why = ({k: d for k, d in got.items() if hasattr(d, 'model') is ok} for ok in (True, False))
-    if 'full' not in runs: return [Section('Table 4 and Figure 4', [f'The training with both losses is missing: {why["full"]}'])]
+    if 'full' not in runs:
+        return [Section('Table 4 and Figure 4', [f'The training with both losses is missing: {why["full"]}'])]
     white = brightest(runs['full'].clips.frames)
     shown = {k: replace(p, file=f'ablation-{p.file}') for k, p in pictures(runs, white).items()}
     videos = 32 if plan.scale == 'demo' else 500
     return [section4a(runs['full'], videos, shown['random']), section4b(runs, why), section4(runs, why, white, shown)]
 
-# %% ../nbs/09_ablations.ipynb #e9909a55
-OWN = lambda k: not (k.startswith('baseline_') or k.endswith(('_real', '_floor', '_floor_sd', '_frozen')) or k == 'moving_share')
+# %% ../nbs/09_ablations.ipynb #3537be7a
+OWN = lambda k: not (k.startswith('baseline_') or k.endswith(('_real', '_floor', '_floor_sd', '_frozen', 'moving_share')))
 
 def one_run(d, white):
     "The numbers of a finished run."
     s, last = d.scores, (read_stats(d.path) or [{}])[-1]
-    row = {k: getattr(d.config, k) for k in ('seed', 'precision', 'threads')} | {k: last.get(k) for k in ('triplet', 'active')}
-    row['config'] = d.job.config.hash()
+    row = {k: getattr(d.config, k) for k in ('seed', 'precision', 'threads')}
+    row |= {k: last.get(k) for k in ('triplet', 'active')} | dict(config=d.job.config.hash())
     if white is not None: row['white'] = on_white(d, white)
     return row | {k: v for k, v in s.items() if OWN(k) and not isinstance(v, (str, list, dict))}
 
@@ -234,7 +246,7 @@ def ablate(
     settings=None,   # of all trainings
     only=(),         # names of variants; (): all
     runs='runs/ablations',  # folder of the trainings
-    vgg='',          # path of VGG16 weights
+    vgg='',          # see `run_jobs`
     videos=500,      # of Table 4a
     device='auto', side_by_side=0, progress=True,  # see `run_jobs`
 ):  # (book, dict name -> `Picture`)
@@ -249,14 +261,14 @@ def ablate(
     d = [*done.values()][0]
     white, c = brightest(d.clips.frames) if set == 'chairs' else None, d.config
     tell = lambda k: one_run(done[k], white) if k in done else dict(seed=k[1], failed=failed[todo[k].name])
-    book = dict(set=set, seconds=seconds, seeds=seeds, settings=settings or {}, clips=len(d.clips), frames=c.frames, size=c.size,
-        videos=videos, white=None if white is None else d.clips.names[white],
+    book = dict(set=set, seconds=seconds, seeds=seeds, settings=settings or {}, clips=len(d.clips), frames=c.frames,
+        size=c.size, videos=videos, white=None if white is None else d.clips.names[white],
         variants={k: dict(changes=v, runs=[tell((k, seed)) for seed in range(seeds)]) for k, v in variants.items()},
         codes=[dict(seed=seed, **table4a(d, videos, progress)) for (name, seed), d in done.items() if name == 'full'],
         common={k: v for k, v in d.scores.items() if not OWN(k)}, cards=d.scores['cards'])
     return book, pictures({name: d for (name, seed), d in done.items() if seed == 0}, white)
 
-# %% ../nbs/09_ablations.ipynb #1595d2d0
+# %% ../nbs/09_ablations.ipynb #e590d69e
 def spread(runs, key, digits=2):
     "Mean and interval of a score over runs, as text."
     x = interval(r.get(key) for r in runs)
@@ -265,19 +277,20 @@ def spread(runs, key, digits=2):
 def overview(book):
     "The main scores of all variants, for a terminal."
     told = ('psnr_moving', 2), ('mcs', 2), ('fcs', 3), ('step', 0)
-    rows = [(k, spread(v['runs'], 'psnr_mean'), '  '.join(spread(v['runs'], *x) for x in told)) for k, v in book['variants'].items()]
+    rows = [(k, spread(v['runs'], 'psnr_mean'), '  '.join(spread(v['runs'], *x) for x in told))
+            for k, v in book['variants'].items()]
     return text_table([('variant', 'PSNR', 'moving, MCS, FCS, steps: mean ± half of the 95 % t interval'), *rows])
 
 def main(argv=None):
     "`python -m nvs_nb.ablations`: every variant over several seeds, written as JSON with the pictures beside it."
     p = argparse.ArgumentParser(prog='python -m nvs_nb.ablations', description=main.__doc__)
     p.add_argument('sets', nargs='+', choices=('chairs', 'actors', 'swings'))
-    p.add_argument('--seconds', type=float, default=60., help='of each training; 0: as many epochs as --set epochs=N says')
+    p.add_argument('--seconds', type=float, default=60., help='of each training; 0: as many epochs as --set says')
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--only', nargs='+', default=[], choices=[*LOSSES, *SWITCHES], metavar='VARIANT')
-    p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='changes', help='a setting of all trainings')
+    p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='changes', help='of all trainings')
     p.add_argument('--videos', type=int, default=500, help='generated for each row of Table 4a')
-    p.add_argument('--vgg16', default=os.environ.get('NVS_VGG16', ''), help='.npz of VGG16 up to relu3_3; default $NVS_VGG16')
+    p.add_argument('--vgg16', default=os.environ.get('NVS_VGG16', ''), help=".npz, or 'download'; default $NVS_VGG16")
     p.add_argument('--runs', default='runs/ablations', help='folder of the trainings')
     p.add_argument('--out', default='data/results/ablations-SET.json', help='SET is replaced')
     p.add_argument('--side-by-side', type=int, default=0, help='trainings at a time; 0: one for each core')
@@ -287,7 +300,7 @@ def main(argv=None):
         for name in a.sets:
             book, shown = ablate(name, a.seconds, a.seeds, parse_changes(a.changes), a.only, a.runs, a.vgg16, a.videos,
                                  a.device, a.side_by_side)
-            told = f'python -m nvs_nb.ablations {name} --seconds {a.seconds:g} --seeds {a.seeds} --videos {a.videos}'.split()
+            told = f'{p.prog} {name} --seconds {a.seconds:g} --seeds {a.seeds} --videos {a.videos}'.split()
             told += [*(['--only', *a.only] if a.only else []), *(x for c in a.changes for x in ('--set', c))]
             told, out = shlex.join(told + ['--vgg16', 'FILE'] * bool(a.vgg16)), Path(a.out.replace('SET', name))
             files = {f'{out.stem}-{p.file}': p for p in shown.values()}

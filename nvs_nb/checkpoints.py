@@ -16,14 +16,15 @@ FORMAT, VERSION = 'nvs_nb checkpoint', 1
 
 def save_checkpoint(
     path,          # the file
-    model,         # an `NVS`
+    model,         # an `NVS`, or its weights by name
     config,        # its `Config`
     clips,         # dict that describes the clips, see `describe_clips`
     trainer=None,  # dict with the state of the training; None for weights only
     half=False,    # store weights in half precision: half the size, for runs that are shown, not resumed
 ):
     "Write a checkpoint atomically: the old one stays until the new one is whole."
-    weights = {k: v.half() if half and v.is_floating_point() else v for k, v in model.state_dict().items()}
+    weights = model if isinstance(model, dict) else model.state_dict()
+    if half: weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
     state = dict(format=FORMAT, version=VERSION,
         config=config.to_dict(), clips=clips, model=weights, trainer=trainer)
     def write(tmp):

@@ -140,7 +140,10 @@ class Config:
     # how it is computed
     precision: str = 'auto'       # 'fp32', 'bf16' (loss in fp32), or 'auto': the faster one, measured once
     threads: int = 0              # processor threads; 0: one or all, whichever is faster, measured once
-    channels_last: bool = True    # memory format of the generator
+    memory_format: str = 'auto'   # of the generator: 'channels_last', 'contiguous', or 'auto': the faster one, measured once
+    resident: str = 'auto'        # frames as bytes on the device: 'yes', 'no' (read from disk a step ahead), or 'auto': if they fit
+    capture: str = 'auto'         # replay the step as one CUDA graph: 'yes', 'no', or 'auto': on CUDA
+    compile: bool = False         # compile the generator and the losses (torch.compile; takes a minute at the start)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -161,6 +164,9 @@ class Config:
     @classmethod
     def from_dict(cls, d):
         "A `Config` from a dictionary. Unknown keys raise `NvsError`."
+        if 'channels_last' in d:  # the name that older checkpoints have for it
+            d = {**d, 'memory_format': 'channels_last' if d['channels_last'] else 'contiguous'}
+            del d['channels_last']
         for key in d:
             if key not in FIELDS: raise NvsError(f'config: unknown key {key!r}{_nearest(key)}')
         return cls(**d)
@@ -181,7 +187,8 @@ CHOICES = dict(
     output=('tanh', 'linear'), label=('none', 'static', 'transient'),
     loss=('laplacian', 'l1', 'mse'), triplet=('paper', 'released'),
     schedule=('alternating', 'joint', 'released'), latent_opt=('adam', 'sgd'),
-    decay=('cosine', 'late', 'none'), precision=('auto', 'fp32', 'bf16'))
+    decay=('cosine', 'late', 'none'), precision=('auto', 'fp32', 'bf16'),
+    memory_format=('auto', 'channels_last', 'contiguous'), resident=('auto', 'yes', 'no'), capture=('auto', 'yes', 'no'))
 RANGES = dict(
     seed=(0, 2**31 - 1), data_seed=(0, 2**31 - 1), draw=(0, 10**7), size=(32, 512), frames=(2, 512), read_frames=(0, 10000), stride=(1, 1000),
     d_s=(1, 4096), d_t=(1, 4096), code_scale=(1e-3, 1e3), rank=(0, 512), hidden=(1, 8192), width=(16, 4096),
@@ -229,13 +236,13 @@ PAPER_CLIPS = {  # section 4.1: how many of them, and which frames
 # %% ../nbs/00_core.ipynb #7e32d67c
 RECIPES = dict(
     paper=dict(schedule='alternating', batch=1, latent_opt='sgd', momentum=.9, decay='none',
-        norm='batch', g_init='dcgan', output='tanh', precision='fp32', channels_last=False),
+        norm='batch', g_init='dcgan', output='tanh', precision='fp32', memory_format='contiguous'),
     released=dict(schedule='released', batch=1, visit_steps=300, fresh_optimisers=True,
         latent_opt='sgd', momentum=0., decay='none', lr_g=6.25e-5, lr_r=6.25e-5, lr_z=12.5,
         d_s=56, d_t=200, static_rows='shared', transient_rows='clip', learn_static=False,
         code_norm='max', layout='scrambled', recurrent=False, r_norm='clip',
         norm='none', g_init='default', output='tanh', triplet='released',
-        precision='fp32', channels_last=False),
+        precision='fp32', memory_format='contiguous'),
     fast=dict(static_rows='clip', transient_rows='clip', width=256, batch=32, visit_frames=4,
         lr_g=3e-3, lr_r=2e-3, lr_z=2e-2, decay='late', act='leaky'))
 

@@ -143,6 +143,7 @@ def find_root(name):
         if home and (Path(home)/folder).is_dir(): return Path(home)/folder
     raise NvsError(f'set {name}: its files are needed; give their folder as root (--root), or the one above it as NVS_DATA')
 
+# %% ../nbs/01_data.ipynb #5e1c07e4
 def load_set(
     name,            # a key of SETS
     root=None,       # folder of the files, for the sets that are not embedded (default: $NVS_DATA/<name>)
@@ -179,7 +180,7 @@ def load_set(
     ids = [np.array([rows.index(x) for x in labels]) for rows, labels in ((s_names, statics), (t_names, transients))]
     return Clips(u8, *ids, names, s_names, t_names, name, skipped)
 
-# %% ../nbs/01_data.ipynb #6fb44f28
+# %% ../nbs/01_data.ipynb #0385cea2
 def matching(names, patterns, option):
     "Which `names` fit one of the comma-separated `patterns`, as a mask; a pattern that fits none is an `NvsError`."
     masks = {p: [fnmatchcase(n, p) for n in names] for p in patterns.split(',') if p}
@@ -203,7 +204,7 @@ def choose(
     return replace(some, static_id=s, static_names=[clips.static_names[i] for i in s_rows],
                    transient_id=t, transient_names=[clips.transient_names[i] for i in t_rows])
 
-# %% ../nbs/01_data.ipynb #c9a66a71
+# %% ../nbs/01_data.ipynb #7f9c3341
 def load_clips(
     config,     # `Config`
     root=None,  # folder of the files, for sets that are not embedded

@@ -30,7 +30,8 @@ WITHOUT = dict(lambda_s=0., lambda_t=0.)  # eq. (6) without the static and the t
 
 def jobs(plan):
     "The trainings of Table 2, for a `Plan`."
-    return [job for base in plan.sets for job in (plan.job(base, 'full'), plan.job(base, 'no-triplet-no-static', **WITHOUT))]
+    kinds = {'full': {}, 'no-triplet-no-static': WITHOUT}
+    return [plan.job(base, name, **changes) for base in plan.sets for name, changes in kinds.items()]
 
 # %% ../nbs/08_experiments.ipynb #e7a25d21
 def table2(
@@ -44,32 +45,42 @@ def table2(
     rows, data = [], {}
     for some in [*good.values()][:1]:  # real clips and controls are the same for all runs
         s = some.scores
-        rows += [['real clips (bound)', say('real', 0), f'{number(s["mcs_floor"])} ± {number(s["mcs_floor_sd"])}', say('real', 1), number(s['fcs_real'], 3), *['']*4],
+        rows += [['real clips (bound)', say('real', 0), f'{number(s["mcs_floor"])} ± {number(s["mcs_floor_sd"])}',
+                  say('real', 1), number(s['fcs_real'], 3), *['']*4],
                  ['frozen video (control)', '', number(s['mcs_frozen']), '', '1.000', *['']*4],
-                 ['mean frame (control)', '', '', '', '', *(number(s[f'baseline_{k}'], d) for k, d in SCORES)]]
+                 ['mean frame (control)', *['']*4, *(number(s[f'baseline_{k}'], d) for k, d in SCORES)]]
     rows.append([f'{RIVAL[base]} (not run here)', say('rival', 0), '', say('rival', 1), *['']*5])
     for k, label in (('without', 'ours, without triplet and static loss'), ('full', 'ours, full')):
-        if k not in good: rows.append([label, say(k, 0), '', say(k, 1), '', str(runs[k] or 'not run'), '', '', '']); continue
+        if k not in good:
+            rows.append([label, say(k, 0), '', say(k, 1), '', str(runs[k] or 'not run'), '', '', ''])
+            continue
         s = data[k] = {x: good[k].scores.get(x) for x in KEPT}
-        rows.append([label, say(k, 0), number(s['mcs']), say(k, 1), number(s['fcs'], 3), *(number(s[x], d) for x, d in SCORES)])
+        rows.append([label, say(k, 0), number(s['mcs']), say(k, 1), number(s['fcs'], 3),
+                     *(number(s[x], d) for x, d in SCORES)])
     head = ['', 'MCS, paper', 'MCS, here', 'FCS, paper', 'FCS, here', 'PSNR', 'worst', 'moving', 'SSIM']
-    parts = [Table(head, rows, 'MCS with absolute differences, lower is better; its floor: random halves of the real clips. FCS is good where it is near that of '
-        'the real clips. PSNR in dB over all clips with the final weights: mean, worst clip, moving pixels.')]
+    parts = [Table(head, rows, 'MCS with absolute differences, lower is better; its floor: random halves of the real '
+        'clips. FCS is good where it is near that of the real clips. PSNR in dB over all clips with the final weights: '
+        'mean, worst clip, moving pixels.')]
     if len(good) == 2: parts.append(verdict(base, data))
     for some in [*good.values()][:1]: parts.insert(0, setting_line(some))
     return Section(f'Table 2: {TITLE[base]}', parts, dict(paper=PAPER[base], here=data))
 
+# %% ../nbs/08_experiments.ipynb #a84ef83b
 SCORES = ('psnr_mean', 2), ('psnr_worst', 2), ('psnr_moving', 2), ('ssim', 3)
-KEPT = [*(k for k, _ in SCORES), *(f'baseline_{k}' for k, _ in SCORES), 'fcs', 'fcs_real', 'fcs_gap', 'fcs_consecutive', 'fcs_consecutive_real',
-        *(f'mcs{a}{b}' for a in ('', '_signed') for b in ('', '_floor', '_floor_sd', '_frozen')), 'step', 'train_seconds']
+KEPT = [*(k for k, _ in SCORES), *(f'baseline_{k}' for k, _ in SCORES),
+        *(f'fcs{x}' for x in ('', '_real', '_gap', '_consecutive', '_consecutive_real')),
+        *(f'mcs{a}{b}' for a in ('', '_signed') for b in ('', '_floor', '_floor_sd', '_frozen')),
+        'step', 'train_seconds']
 
 def setting_line(d):
     "On what, and how, a `Done` was trained."
     c, s = d.config, d.scores
     net = s['cards'].get('mcs', {})
-    said = '' if 'sha256' in net else ' **Its MCS uses a VGG16 with random weights, so it cannot be compared with the paper\'s.**'
-    return (f'{len(d.clips)} clips of `{c.set}`, {c.frames} frames, {c.size} pixels; recipe `{c.recipe}`, {s["step"]} steps in {s["train_seconds"]:.0f} s, '
-            f'{c.precision}; configuration `{c.hash()}`. {net.get("net", "")}.{said}')
+    said = '' if 'sha256' in net else (
+        ' **Its MCS uses a VGG16 with random weights, so it cannot be compared with the paper\'s.**')
+    return (f'{len(d.clips)} clips of `{c.set}`, {c.frames} frames, {c.size} pixels; recipe `{c.recipe}`, {s["step"]} '
+            f'steps in {s["train_seconds"]:.0f} s, {c.precision}; configuration `{c.hash()}`. '
+            f'{net.get("net", "")}.{said}')
 
 def verdict(base, data):
     "In words: what the two losses change here, and what they change in the paper."
@@ -78,11 +89,13 @@ def verdict(base, data):
     better = f['mcs'] < w['mcs'] - 2 * noise
     worse = f['mcs'] > w['mcs'] + 2 * noise
     word = 'better' if better else 'worse' if worse else 'no clear difference'
-    return (f'With the two losses MCS goes from {w["mcs"]:.2f} to {f["mcs"]:.2f} here ({word}: two standard deviations of the floor are {2 * noise:.2f}), '
-            f'from {p["without"][0]:.2f} to {p["full"][0]:.2f} in the paper; FCS differs from that of the real clips by {w["fcs_gap"]:.3f} without and {f["fcs_gap"]:.3f} with them. '
-            f'PSNR changes by {f["psnr_mean"] - w["psnr_mean"]:+.2f} dB. One training each: a difference as small as between two seeds means nothing.')
+    return (f'With the two losses MCS goes from {w["mcs"]:.2f} to {f["mcs"]:.2f} here ({word}: two standard deviations '
+            f'of the floor are {2 * noise:.2f}), from {p["without"][0]:.2f} to {p["full"][0]:.2f} in the paper; '
+            f'FCS differs from that of the real clips by {w["fcs_gap"]:.3f} without and {f["fcs_gap"]:.3f} with them. '
+            f'PSNR changes by {f["psnr_mean"] - w["psnr_mean"]:+.2f} dB. '
+            'One training each: a difference as small as between two seeds means nothing.')
 
-# %% ../nbs/08_experiments.ipynb #a84ef83b
+# %% ../nbs/08_experiments.ipynb #e928bb61
 def generated(d, idx):
     "The clips `idx` of a `Done` as generated."
     return generate(d.model, d.clips.static_id[idx], d.clips.transient_id[idx])
@@ -109,15 +122,18 @@ def figures(base, done):
     if not hasattr(d, 'model'): return []
     half = [i for k, i in ranks(d.scores['psnr_clips']).items() if k != 'best']  # not the flattering one
     kind = 'Original above generated' if d.embedded else 'Generated'
-    five = Section(f'Figure {"1 and 5" if base == "chairs" else 5}: {TITLE[base]}', [f'The paper sets {RIVAL[base]} above its own clips. Here are ours: the median and the worst of all clips, by PSNR.',
-        Picture(f'figure5-{base}.png', strips(d, half), f'{kind}, median and worst clip')], dict(clips=[d.clips.names[i] for i in half]))
+    names = lambda idx: dict(clips=[d.clips.names[i] for i in idx])
+    five = Section(f'Figure {"1 and 5" if base == "chairs" else 5}: {TITLE[base]}', [
+        f'The paper sets {RIVAL[base]} above its own clips. Here are ours: the median and the worst of all, by PSNR.',
+        Picture(f'figure5-{base}.png', strips(d, half), f'{kind}, median and worst clip')], names(half))
     many = spread(d, 16)
+    moving = grid(generated(d, many), 4) | 3
     more = Section(f'Supplement, Figure {number}: more of {TITLE[base]}', ['Evenly from the best to the worst.',
         Picture(f'supplement{number}.png', strips(d, spread(d, 6), 3), f'{kind}, from best to worst'),
-        Picture(f'supplement{number}.gif', grid(generated(d, many), 4) | 3, f'{len(many)} generated clips, from best to worst')], dict(clips=[d.clips.names[i] for i in many]))
+        Picture(f'supplement{number}.gif', moving, f'{len(many)} generated clips, from best to worst')], names(many))
     return [five, more]
 
-# %% ../nbs/08_experiments.ipynb #e928bb61
+# %% ../nbs/08_experiments.ipynb #2ae67791
 @torch.no_grad()
 def distances(d):
     "Mean squared distance of the codes r of two frames, by how far they are apart in time: (L,)."
@@ -128,14 +144,15 @@ def distances(d):
 
 def figure3(done, base='chairs'):
     "Codes of one clip with and without the triplet loss, and the distance of two codes by the time between them."
-    runs = {label: done.get(f'{base}/{name}') for label, name in (('without', 'no-triplet-no-static'), ('with', 'full'))}
+    names = {'without': 'no-triplet-no-static', 'with': 'full'}
+    runs = {label: done.get(f'{base}/{name}') for label, name in names.items()}
     if not all(hasattr(r, 'model') for r in runs.values()): return []
     fig, axes = new_figure(1, 3, width=10, height=3)
     data = {}
     for ax, color, (label, d) in zip(axes, ('sky', 'blue'), runs.items()):
         i = ranks(d.scores['psnr_clips'])['median']
-        with torch.no_grad(): r = d.model.codes(*(torch.as_tensor(x[[i]]) for x in (d.clips.static_id, d.clips.transient_id)))[1]
-        plot_paths(r, ax=ax)
+        who = (torch.as_tensor(x[[i]]) for x in (d.clips.static_id, d.clips.transient_id))
+        with torch.no_grad(): plot_paths(d.model.codes(*who)[1], ax=ax)
         ax.set_title(f'{label} triplet loss: {ax.get_title().split()[0]} in this plane', fontsize=9)
         data[label] = distances(d).tolist()
         axes[2].plot(data[label], 'o-', ms=3, label=label, color=COLORS[color])
@@ -144,26 +161,33 @@ def figure3(done, base='chairs'):
     axes[2].set(xlabel='frames apart'), axes[2].legend(frameon=False, loc='upper left')
     axes[2].set_title('squared distance of two codes r', fontsize=9)
     near = {k: np.mean(v[1:int(alpha) + 1]) / max(np.mean(v[int(alpha) + 1:]), 1e-12) for k, v in data.items()}
-    return [Section('Figure 3: the triplet condition', [f'The loss asks that codes within {alpha:g} frames are nearer than those further away. Ratio of the two mean squared distances: '
-        f'{near["with"]:.2f} with it, {near["without"]:.2f} without.', Picture('figure3.png', fig, 'The path of one clip, without and with; distance by time, all clips')], data)]
+    text = (f'The loss asks that codes within {alpha:g} frames are nearer than those further away. Ratio of the two '
+            f'mean squared distances: {near["with"]:.2f} with it, {near["without"]:.2f} without.')
+    picture = Picture('figure3.png', fig, 'The path of one clip, without and with; distance by time, all clips')
+    return [Section('Figure 3: the triplet condition', [text, picture], data)]
 
-# %% ../nbs/08_experiments.ipynb #2ae67791
+# %% ../nbs/08_experiments.ipynb #9a29100f
 def about(plan, done):
     "Figure 2 (the method), the supplement's Table 2 (settings) and Figure 1 (data)."
     keys = 'd_s d_t lambda_s lambda_t alpha lr_g lr_r lr_z gamma_steps epochs levels'.split()
     rows = [[f'{TITLE[b]}, paper', *(f'{getattr(make_config(ARCHIVE[b], "paper"), k):g}' for k in keys)] for b in PAPER]
     for b in plan.sets:
         c = plan.job(b, 'full').config
-        rows.append([f'`{c.set}`, here', *(f'{getattr(c, k):g}' if k != 'epochs' or not c.seconds else f'{c.seconds:g} s' for k in keys)])
-    parts = [Section('Figure 2: the method', [Picture('figure2.png', draw_method(), 'Dictionary, R, G, and what each loss updates')]),
-        Section('Supplement, Table 2: settings', [Table(['', *(f'`{k}`' for k in keys)], rows, 'Where the recipe is `fast`, its other settings are in `07a_recipes`.')])]
+        told = lambda k: f'{c.seconds:g} s' if k == 'epochs' and c.seconds else f'{getattr(c, k):g}'
+        rows.append([f'`{c.set}`, here', *map(told, keys)])
+    method = Picture('figure2.png', draw_method(), 'Dictionary, R, G, and what each loss updates')
+    settings = Table(['', *(f'`{k}`' for k in keys)], rows,
+                     'Where the recipe is `fast`, its other settings are in `07a_recipes`.')
+    parts = [Section('Figure 2: the method', [method]), Section('Supplement, Table 2: settings', [settings])]
     shown = [d for b in plan.sets if hasattr(d := done.get(f'{b}/full'), 'clips') and d.embedded]
     if shown:
-        clips, names = [d.clips.frames[i] for d in shown for i in (0, len(d.clips) // 2)], [d.config.set for d in shown for _ in range(2)]
-        parts.append(Section('Supplement, Figure 1: the data', [Picture('supplement1.png', show_strips(clips, names), 'Two original clips of each set')]))
+        clips = [d.clips.frames[i] for d in shown for i in (0, len(d.clips) // 2)]
+        fig = show_strips(clips, [d.config.set for d in shown for _ in range(2)])
+        parts.append(Section('Supplement, Figure 1: the data', [
+            Picture('supplement1.png', fig, 'Two original clips of each set')]))
     return parts
 
 def sections(plan, done):
-    "What this notebook adds to the report: Tables 2, Figures 1 to 3 and 5, the supplement's Table 2 and Figures 1 to 4."
+    "What this notebook adds to the report: Table 2, Figures 1 to 3 and 5, the supplement's Table 2 and Figures 1 to 4."
     sets = [s for base in plan.sets for s in (table2(base, done), *figures(base, done))]
     return [*about(plan, done), *(figure3(done) if 'chairs' in plan.sets else []), *sets]

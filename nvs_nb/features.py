@@ -99,14 +99,16 @@ def download_vgg():
     return ready(net, {k: state[k] for k in net.state_dict()}, file=Path(VGG_URL).name, sha256='397923af')
 
 def find_vgg(
-    path=None,  # an .npz; None: $NVS_VGG16
-    download=True,  # ask torchvision's server when no file is named?
+    path=None,  # an .npz, or 'download'; None: $NVS_VGG16
+    download=True,  # ask torchvision's server when nothing is named?
+    device='cpu',  # where the network shall live
 ):  # (VGGFeatures, '') or (None, why not)
-    "The feature network for MCS, or the reason why there is none. A file that is named must be good: `NvsError`."
+    "The feature network for MCS, or the reason why there is none. What is named must be good: `NvsError`."
     path = path or os.environ.get('NVS_VGG16')
-    if path: return read_vgg(path), ''
-    try: return (download_vgg(), '') if download else (None, 'no VGG16 weights: give a file or set NVS_VGG16')
-    except NvsError as e: return None, f'no VGG16 weights: give a file or set NVS_VGG16; {e}'
+    if path: return (download_vgg() if path == 'download' else read_vgg(path)).to(device), ''
+    why = 'no VGG16 weights: give a file (--vgg16 PATH) or set NVS_VGG16'
+    try: return (download_vgg().to(device), '') if download else (None, why)
+    except NvsError as e: return None, f'{why}; {e}'
 
 def load_vgg(path=None, download=True):
     "The network of `find_vgg`, or None."

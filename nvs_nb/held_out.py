@@ -13,7 +13,7 @@ import torch
 from .data import load_clips
 from .viz import grid, show_strips
 from .models import generate
-from .training import unseen_frames
+from .batches import unseen_frames
 from .metrics import moving_mask
 from .reports import number
 from .pages import Picture, Section, Table
@@ -101,7 +101,7 @@ def score_common(d):
     return dict(about(d), frames=seen.shape[1], names=d.clips.names, rows={k: means(v) for k, v in found.items()},
                 gain=gains(found, ('common', 'linear')), clips={k: found[k]['psnr'].tolist() for k in made})
 
-# %% ../nbs/11a_held_out.ipynb #47aa5582
+# %% ../nbs/11a_held_out.ipynb #eeac08b7
 ROWS = dict(trained='frames trained on, generated', linear='between: codes r, linear', cubic='between: codes r, cubic',
     z='between: codes z, linear, R runs over them', fade='cross-fade of the real neighbours',
     nearest='the next real neighbour', fade_cubic='cubic fade of four real neighbours',
@@ -134,12 +134,7 @@ def common_verdict(h):
     return (f'Against the cross-fade of the real neighbours, the shared path gains {told(common)}. Mixing the codes of '
             f'the two neighbours instead gains {linear["psnr"]:+.2f} dB. One training, one seed.')
 
-HALVES = ('Trained on every second frame. Those in between are generated from mixed codes and compared with the real '
-    'ones, which the model has never seen. The cross-fade has an advantage: it is made of *real* frames.')
-ONE_PATH = ('All clips share one path of transient codes, each has a static code, and each is trained on every second '
-    'frame: the odd ones of one clip, the even ones of the next. A frame that a clip never showed is drawn from its '
-    'static code and the shared path, which has learnt that moment from the others.')
-
+# %% ../nbs/11a_held_out.ipynb #da798abd
 def half_strips(
     d,    # `Done`, trained on every second frame
     n=2,  # clips
@@ -163,6 +158,13 @@ def common_strips(
         if d.embedded: rows += [('truth', d.clips.frames[i, at[i]]), ('cross-fade', film['fade'])]
         rows += [('codes mixed', film['linear']), ('shared path', film['common'])]
     return show_strips([clip for _, clip in rows], [name for name, _ in rows], every=1)
+
+# %% ../nbs/11a_held_out.ipynb #cdc8a23d
+HALVES = ('Trained on every second frame. Those in between are generated from mixed codes and compared with the real '
+    'ones, which the model has never seen. The cross-fade has an advantage: it is made of *real* frames.')
+ONE_PATH = ('All clips share one path of transient codes, each has a static code, and each is trained on every second '
+    'frame: the odd ones of one clip, the even ones of the next. A frame that a clip never showed is drawn from its '
+    'static code and the shared path, which has learnt that moment from the others.')
 
 def scores(
     base,  # 'chairs' or 'weizmann'

@@ -84,6 +84,7 @@ def between(
     path = np.union1d(np.arange(L), times)
     return mix(model, static_id, transient_id, weights(path, L, kind), codes)[:, np.searchsorted(path, times)]
 
+# %% ../nbs/11_interpolation.ipynb #3390e55e
 def fade(
     clips,  # uint8 (N, L, H, W, 3)
     W,      # (K, L) weights
@@ -99,7 +100,7 @@ def cross_fade(
     "Frames between those of clips without any model: each is faded into the next."
     return fade(clips, weights(times, np.shape(clips)[1], kind))
 
-# %% ../nbs/11_interpolation.ipynb #b2d2426b
+# %% ../nbs/11_interpolation.ipynb #dad0f8b2
 def code_rank(
     paths,      # tensor (N, L, D)
     share=.99,  # of the sum of squares
@@ -108,7 +109,7 @@ def code_rank(
     s = torch.linalg.svdvals(paths.float()).square().cumsum(-1)
     return 1 + (s < share * s[..., -1:]).sum(-1).float().mean().item()
 
-# %% ../nbs/11_interpolation.ipynb #7260366e
+# %% ../nbs/11_interpolation.ipynb #b2a3b5a5
 def figure7(
     models,      # dict: label -> `NVS`
     clips,       # `Clips` that they were trained on
@@ -133,7 +134,7 @@ def figure7(
             ax.text(n*step + step/2, -4, name, ha='center', va='bottom', fontsize=7)
     return fig
 
-# %% ../nbs/11_interpolation.ipynb #e42f1673
+# %% ../nbs/11_interpolation.ipynb #dacb4e6d
 def compare(
     real, fake,  # uint8 (N, K, H, W, 3), some frames of N clips
     mask,        # bool (N, H, W), what moves in the whole clip
@@ -167,7 +168,7 @@ def score_ranks(runs):
                           trained=told(known[:, at]), ends=told(fade(known, W)))
     return out | dict(fade=told(fade(real, W)))
 
-# %% ../nbs/11_interpolation.ipynb #eff6c489
+# %% ../nbs/11_interpolation.ipynb #1c1fcb79
 PARTS = dict(path='codes of 2 and 5, mixed', trained='codes of 3 and 4, as trained', ends='generated 2 and 5, faded')
 
 def rank_table(ranks):
@@ -182,7 +183,7 @@ def rank_table(ranks):
     return Table(head, rows, 'In dB, means over clips. Every place: frames a+1 and a+2 from a and a+3, for all a. '
                  'Rank: how many singular values hold 99 % of the squares of a path, mean over clips.')
 
-# %% ../nbs/11_interpolation.ipynb #25dee093
+# %% ../nbs/11_interpolation.ipynb #c2cf025d
 BASES = dict(chairs='(a) Chair-CAD', weizmann='(b) Weizmann')
 RANKS = {'ρ = 2': 'interp-rank2', 'ρ = 10': 'interp-rank10', 'no ρ': 'full'}
 
@@ -191,7 +192,7 @@ def jobs(plan):
     ranks = {'full': {}, 'interp-rank2': dict(share=.25, rank=2), 'interp-rank10': dict(share=.25, rank=10)}
     return [plan.job(base, name, **v) for base in BASES if base in plan.sets for name, v in ranks.items()]
 
-# %% ../nbs/11_interpolation.ipynb #405cca2f
+# %% ../nbs/11_interpolation.ipynb #87f3ad3a
 def trained(
     base,  # 'chairs' or 'weizmann'
     done,  # dict: job's name -> `Done`, or why it failed
@@ -215,6 +216,7 @@ def rank_verdict(ranks):
             f'{a["step"]} and {b["step"]} steps. The paper, by eye: "as ρ increases, the interpolation is better". '
             'One training each.')
 
+# %% ../nbs/11_interpolation.ipynb #8712beff
 def section7(
     bases,  # keys of `BASES`
     done,   # dict: job's name -> `Done`, or why it failed
@@ -234,6 +236,7 @@ def section7(
             parts.append(Picture(f'{file}-{base}.png', fig, f'{len(i)} clips at random. Orange: from mixed codes'))
     return Section(title, parts, data)
 
+# %% ../nbs/11_interpolation.ipynb #db65fb92
 def scores(
     bases,  # keys of `BASES`
     done,   # dict: job's name -> `Done`, or why it failed
@@ -259,7 +262,7 @@ def sections(
     return [section7(bases, done, 'Figure 7: frames between the second and the fifth', 'figure7', 2),
             section7(bases, done, 'Supplement, Figure 5: more of them', 'supplement5', 6), scores(bases, done)]
 
-# %% ../nbs/11_interpolation.ipynb #41e48637
+# %% ../nbs/11_interpolation.ipynb #444ae419
 def explore(
     model,    # an `NVS`
     clips,    # `Clips` that it was trained on

@@ -20,7 +20,7 @@ from .models import NVS
 from .checkpoints import describe_clips, load_run
 from .hardware import settle
 from .training import Trainer
-from .features import download_vgg, find_vgg, motion, untrained_vgg
+from .features import find_vgg, motion, untrained_vgg
 from .reports import read_scores, score_all
 
 # %% ../nbs/07d_jobs.ipynb #55839791
@@ -91,8 +91,7 @@ def real_motion(
     return f
 
 def feature_net(vgg):
-    "The network for MCS: of a file (.npz), by 'download', or with '' the one with random weights."
-    if vgg == 'download': return download_vgg()
+    "The network for MCS: what `find_vgg` finds for a name, or with '' the one with random weights."
     return find_vgg(vgg)[0] if vgg else untrained_vgg()
 
 def work(
@@ -140,9 +139,11 @@ def prepare(
         c = job.config
         c = c.replace(threads=c.threads or machine.threads)
         if c.precision == 'auto': c = c.replace(precision=machine.precision)
+        if c.memory_format == 'auto': c = c.replace(memory_format=machine.memory_format)
         told = dict(name=job.name, config=c.to_dict(), root=job.root, vgg=str(vgg), device=str(device), folder=str(folder))
         write_json(job_path(job, folder)/'job.json', told)
 
+# %% ../nbs/07d_jobs.ipynb #cb81f0bf
 class Worker:
     "A process that does a job, and what it has told so far."
     def __init__(self, job, folder):
@@ -170,7 +171,7 @@ class Worker:
         lines = (self.path/'log.txt').read_text(encoding='utf-8').strip().splitlines() or [f'exit code {code}']
         return lines[-1].removeprefix('nvs: ')
 
-# %% ../nbs/07d_jobs.ipynb #96a50015
+# %% ../nbs/07d_jobs.ipynb #1248451c
 def run_jobs(
     jobs,              # list of `Job`; those that are the same are trained once
     folder,            # where their run directories are, or will be
@@ -204,7 +205,7 @@ def run_jobs(
         if stop: raise KeyboardInterrupt(f'the trainings in {folder} are saved; the same command goes on with them')
     return {j.name: why.get(job_path(j, folder), '') for j in jobs}
 
-# %% ../nbs/07d_jobs.ipynb #288c4a3b
+# %% ../nbs/07d_jobs.ipynb #4b7726f2
 class Done(NamedTuple):
     "A finished job."
     job: Job

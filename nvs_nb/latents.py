@@ -62,7 +62,7 @@ def project_rank(
 class RowOptimizer:
     "Adam, or SGD with momentum, for tables of codes. Rows not visited keep value, averages and step count."
     def __init__(self,
-        tables,             # list of tensors (rows, ...) with requires_grad
+        tables,             # list of tensors (rows, ...)
         lr,                 # learning rate
         kind='adam',        # 'adam' or 'sgd'
         momentum=.9,        # of 'sgd'
@@ -70,26 +70,35 @@ class RowOptimizer:
         eps=1e-8,           # of 'adam'
     ):
         if kind not in ('adam', 'sgd'): raise NvsError(f'latent optimiser must be adam or sgd, not {kind!r}')
-        self.tables, self.lr, self.kind = tables, lr, kind
+        self.tables, self.kind, self.codes = tables, kind, []
+        self.param_groups = [dict(lr=lr)]  # where PyTorch's optimisers have it, too
         self.momentum, self.betas, self.eps = momentum, betas, eps
         self.first = [torch.zeros_like(t) for t in tables]
         self.second = [torch.zeros_like(t) for t in tables] if kind == 'adam' else []
         self.count = [torch.zeros(len(t), device=t.device) for t in tables]
 
+    def visit(self,
+        rows,  # for each table a tensor of row numbers
+    ):
+        "Copies of the rows, leaves of the graph: what is computed from them has its gradient here, `step` moves the rows."
+        self.codes = [t.detach()[r].requires_grad_(t.requires_grad) for t, r in zip(self.tables, rows)]
+        return self.codes
+
     def zero_grad(self):
         "Forget the gradients."
-        for t in self.tables: t.grad = None
+        for c in self.codes: c.grad = None
 
     @torch.no_grad()
     def step(self,
-        rows,           # for each table the visited row numbers, or None to leave that table alone
+        rows,           # those visited
         scale=1.,       # gradients are multiplied by this; the batch size undoes a mean over the batch
-        lr_factor=1.,   # the schedule's factor on the learning rate
     ):
         "Update the visited rows. A row visited twice in a batch has one gradient, the sum, and moves once."
-        for i, (t, r) in enumerate(zip(self.tables, rows)):
-            if r is None or t.grad is None: continue
-            g, m, n = t.grad[r] * scale, self.first[i][r], self.count[i][r] + 1
+        for i, (t, r, c) in enumerate(zip(self.tables, rows, self.codes)):
+            if c.grad is None: continue
+            same = (r[:, None] == r).to(c.dtype)  # (B, B): this product adds up the gradients of equal rows
+            g = (same @ c.grad.flatten(1)).view_as(c) * scale
+            m, n = self.first[i][r], self.count[i][r] + 1
             if self.kind == 'sgd': m = update = m * self.momentum + g
             else:
                 b1, b2 = self.betas
@@ -98,11 +107,11 @@ class RowOptimizer:
                 update = m / (1 - b1**n_) / ((v / (1 - b2**n_)).sqrt() + self.eps)
                 self.second[i][r] = v
             self.first[i][r], self.count[i][r] = m, n
-            t[r] -= self.lr * lr_factor * update
+            t[r] = t[r] - self.param_groups[0]['lr'] * update
 
     def state_dict(self):
         "Everything needed to go on later."
-        return dict(first=self.first, second=self.second, count=self.count)
+        return dict(first=[*self.first], second=[*self.second], count=[*self.count])
 
     def load_state_dict(self, state):
         "Put back what `state_dict` gave."

@@ -165,6 +165,7 @@ def numbers(scores):
     "Plain floats for JSON; None where there is no finite number."
     return {k: v if isinstance(v, list) else float(v) if np.isfinite(v) else None for k, v in scores.items()}
 
+# %% ../nbs/07_metrics.ipynb #9523be99
 def score(
     real,  # uint8 (N, L, H, W, 3)
     fake,  # uint8, the same shape; clip i is the generated version of real clip i
@@ -199,7 +200,7 @@ def score(
     else: cards['mcs'] = {'left_out': mcs_reason or 'no feature network was given'}
     return out | {'cards': cards}
 
-# %% ../nbs/07_metrics.ipynb #22f4e09b
+# %% ../nbs/07_metrics.ipynb #1fdcb56e
 def controls(
     real,  # uint8 (N, L, H, W, 3)
     vgg=None,  # VGGFeatures; None leaves MCS out

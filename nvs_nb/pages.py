@@ -68,6 +68,7 @@ def as_html(part):
         return f'<figure><img src="{quote(part.file)}" alt="{told}"><figcaption>{inline(part.caption)}</figcaption></figure>'
     return f'<p>{inline(part)}</p>'
 
+# %% ../nbs/07e_pages.ipynb #624ae018
 STYLE = '''body { font: 16px/1.5 system-ui, sans-serif; color: #333; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; font-size: .9rem }
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem; text-align: left } th { border-bottom: 2px solid #999 }
@@ -92,13 +93,14 @@ def write_pages(
     write_json(folder/'results.json', {**(data or {}), 'sections': {s.title: s.data for s in sections}})
     body = [f'<h1>{inline(title)}</h1>', *map(as_html, intro)]
     for s in sections: body += [f'<h2>{inline(s.title)}</h2>', *map(as_html, s.parts)]
-    page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>\n' + '\n'.join(body) + '\n'
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    page = '\n'.join([head, *body, ''])
     atomic_write(folder/'report.html', lambda tmp: tmp.write_text(page, encoding='utf-8'))
     text = [f'# {title}', *map(as_markdown, intro)]
     for s in sections: text += [f'## {s.title}', *map(as_markdown, s.parts)]
     atomic_write(folder/'report.md', lambda tmp: tmp.write_text('\n\n'.join(text) + '\n', encoding='utf-8'))
 
-# %% ../nbs/07e_pages.ipynb #5428b79d
+# %% ../nbs/07e_pages.ipynb #42b98d39
 def show(
     section,  # `Section`
     tables_only=True,  # leave the pictures to a cell of their own
@@ -108,7 +110,7 @@ def show(
     parts = [p for p in section.parts if not (tables_only and isinstance(p, Picture))]
     return Markdown('\n\n'.join(map(as_markdown, parts)))
 
-# %% ../nbs/07e_pages.ipynb #4e02f694
+# %% ../nbs/07e_pages.ipynb #bcbd28ef
 def quoted(
     folder,  # of a page
     title,   # of one of its sections

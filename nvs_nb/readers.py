@@ -7,7 +7,7 @@ __all__ = ['IMAGES', 'VIDEOS', 'READERS', 'CACHE_VERSION', 'Source', 'find', 'la
            'find_sources', 'decode', 'cache_name', 'read_cache', 'drawn', 'read_clips']
 
 # %% ../nbs/00d_readers.ipynb #90881e4b
-import hashlib, json, os, re, warnings, zlib
+import gc, hashlib, json, os, re, warnings, zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,13 +131,16 @@ def decode(
     "Decode all sources. The first damaged file ends it with an `NvsError`; films that are too short are left out."
     frames, kept, skipped = None, [], []
     wanted = [s for s in sources if not s.why_not]
-    for source in tqdm(wanted, desc='decoding clips', unit='clip', delay=1, leave=False):
-        try: images = source.read(name=source.name, window=window)
-        except TooShort as e: skipped.append(f'{source.name}: {e.n} frames, {window.span} needed')
-        else:
-            if frames is None: frames = np.empty((len(wanted), window.frames, size, size, 3), np.uint8)
-            frames[len(kept)] = [square(im, size, fit) for im in images]
-            kept.append(source)
+    gc.freeze()  # imageio collects garbage after each film; what is here already need not be searched each time
+    try:
+        for source in tqdm(wanted, desc='decoding clips', unit='clip', delay=1, leave=False):
+            try: images = source.read(name=source.name, window=window)
+            except TooShort as e: skipped.append(f'{source.name}: {e.n} frames, {window.span} needed')
+            else:
+                if frames is None: frames = np.empty((len(wanted), window.frames, size, size, 3), np.uint8)
+                frames[len(kept)] = [square(im, size, fit) for im in images]
+                kept.append(source)
+    finally: gc.unfreeze()
     skipped += [f'{s.name}: {s.why_not}' for s in sources if s.why_not]
     return frames if frames is None else frames[:len(kept)], kept, skipped
 

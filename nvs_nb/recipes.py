@@ -49,7 +49,7 @@ VARIANTS = {
     'no triplet, no static': dict(lambda_s=0., lambda_t=0.),
     'alternating stages': dict(schedule='alternating'),
     'fp32': dict(precision='fp32'),
-    'not channels last': dict(channels_last=False),
+    'not channels last': dict(memory_format='contiguous'),
 }
 
 def vary(

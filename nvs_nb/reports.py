@@ -153,7 +153,7 @@ def read_stats(
     raise NvsError(f'{path}: not the statistics of a run')
 
 # %% ../nbs/07b_reports.ipynb #f6ead687
-MACHINE = 'precision', 'threads'  # settings that the trainer decides by measuring
+MACHINE = 'precision', 'threads', 'memory_format', 'capture'  # settings that the trainer decides by measuring
 
 def differences(
     config,  # `Config`
@@ -209,7 +209,7 @@ def page(
         '## ' + ('Every clip, worst first' if shown == len(names) else f'The {shown} worst of {len(names)} clips'),
         md_table(('clip', 'PSNR (dB)'), listed),
         "## Settings that differ from the recipe's defaults",
-        md_table(('setting', 'default', 'here'), changed) if changed else 'None.', f'Computed in {config.precision}, {config.threads} threads.',
+        md_table(('setting', 'default', 'here'), changed) if changed else 'None.', f'Computed in {config.precision}, {config.memory_format}, {config.threads} threads.',
         '## How to make it again', f'```sh\n{command(config, root)}\n```',
         f'Every clip as GIF, MP4 and film strip: `nvs generate {quoted}`. Scores again: `nvs evaluate {quoted}`.']
     return '\n\n'.join(parts) + '\n'

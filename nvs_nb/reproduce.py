@@ -27,19 +27,20 @@ def all_jobs(plan):  # list of `Job`, each once
             if found.setdefault(job.name, job) != job: raise ValueError(f'two trainings are called {job.name}')
     return list(found.values())
 
-# %% ../nbs/11b_reproduce.ipynb #18c0c2cd
+# %% ../nbs/11b_reproduce.ipynb #ecdb530b
 def find_roots(
     root,   # folder of the folders chairs, weizmann, golf; None: $NVS_DATA, '': none
     sets,   # of 'chairs', 'weizmann', 'golf'
     scale,  # 'demo' takes the embedded sets unless a root is given
 ):  # dict: set -> its folder
-    "The folders of the sets that are there. `NvsError` if `root` holds none of them, or the scale is 'paper' and one is missing."
+    "The folders of the sets that are there. `NvsError` if `root` holds none, or one is missing and the scale is 'paper'."
     if root is None and scale != 'demo': root = os.environ.get('NVS_DATA')
     roots = {b: Path(root)/b for b in sets if (Path(root)/b).is_dir()} if root else {}
     if root and not roots: raise NvsError(f'--root {root}: has no folder called {", ".join(sets)}')
     if scale == 'paper' and len(roots) < len(sets):
         missing = [b for b in sets if b not in roots]
-        raise NvsError(f'--scale paper: the data of {", ".join(missing)} is needed; nvs data get {missing[0]}, then give the folder above it as --root')
+        raise NvsError(f'--scale paper: the data of {", ".join(missing)} is needed; nvs data get {missing[0]}, then give '
+                       'the folder above it as --root')
     return roots
 
 def make_plan(
@@ -55,29 +56,35 @@ def make_plan(
     Plan(scale)  # a wrong scale is told first
     return Plan(scale, find_roots(root, sets, scale), sets, seconds or 0., changes or {})
 
-# %% ../nbs/11b_reproduce.ipynb #9ea382c4
+# %% ../nbs/11b_reproduce.ipynb #837e559d
 def trainings(plan, jobs, done):
     "Every training of the report: on what, with which settings, for how long, and what became of it."
     rows, data = [], {}
     for j in jobs:
         d, c = done[j.name], j.config
-        if not hasattr(d, 'scores'): rows.append([f'`{j.name}`', c.set, '', c.recipe, '', '', '', str(d)]); continue
+        if not hasattr(d, 'scores'):
+            rows.append([f'`{j.name}`', c.set, '', c.recipe, '', '', '', str(d)])
+            continue
         s = d.scores
-        rows.append([f'`{j.name}`', c.set, str(len(d.clips)), c.recipe, str(s['step']), f'{s["train_seconds"]:.0f}', number(s['psnr_mean']), f'`{c.hash()}`'])
-        data[j.name] = dict(set=c.set, clips=len(d.clips), recipe=c.recipe, step=s['step'], train_seconds=s['train_seconds'], psnr_mean=s['psnr_mean'],
-            psnr_worst=s['psnr_worst'], psnr_moving=s['psnr_moving'], config=c.hash(), settings=d.config.to_dict())
+        rows.append([f'`{j.name}`', c.set, str(len(d.clips)), c.recipe, str(s['step']), f'{s["train_seconds"]:.0f}',
+                     number(s['psnr_mean']), f'`{c.hash()}`'])
+        kept = {k: s[k] for k in ('step', 'train_seconds', 'psnr_mean', 'psnr_worst', 'psnr_moving')}
+        data[j.name] = dict(set=c.set, clips=len(d.clips), recipe=c.recipe, **kept, config=c.hash(),
+                            settings=d.config.to_dict())
     head = ['training', 'set', 'clips', 'recipe', 'steps', 'seconds', 'PSNR (dB)', 'configuration']
     return Section('All trainings', [Table(head, rows, 'The settings of each are in results.json.')], data)
 
+# %% ../nbs/11b_reproduce.ipynb #64182e57
 CATEGORIES = [  # adversarial? needs a frame? its codes
     ['VGAN', 'yes', 'no', 'random'], ['TGAN', 'yes', 'no', 'random'], ['MoCoGAN', 'yes', 'no', 'random'],
     ['Video-VAE', 'no', 'yes', 'random'], ['this method', 'no', 'no', 'learnt']]
 
 def table1():
     "Table 1: kinds of methods."
-    return Section('Table 1: kinds of methods', [Table(['', 'adversarial', 'needs an input frame', 'codes'], CATEGORIES),
-        'A table of properties, nothing is measured in it.'])
+    table = Table(['', 'adversarial', 'needs an input frame', 'codes'], CATEGORIES)
+    return Section('Table 1: kinds of methods', [table, 'A table of properties, nothing is measured in it.'])
 
+# %% ../nbs/11b_reproduce.ipynb #9fd58185
 def open_or_say(job, runs):
     "The `Done` of a job, or that there is none yet."
     try: return open_job(job, runs)
@@ -99,17 +106,19 @@ def reproduce(
     done = {j.name: f'failed: {why[j.name]}' if why.get(j.name) else open_or_say(j, runs) for j in jobs}
     sections = [table1(), *(s for part in PARTS for s in part.sections(plan, done)), trainings(plan, jobs, done)]
     sets = ', '.join(f'{b}: {"embedded " + plan.set_of(b) if plan.embedded(b) else plan.set_of(b)}' for b in plan.sets)
-    where = torch.cuda.get_device_name() if pick_device(device).type == 'cuda' else f'{os.cpu_count()} processor cores, one for each training'
-    command = told(plan)
+    cuda, command = pick_device(device).type == 'cuda', told(plan)
+    where = torch.cuda.get_device_name() if cuda else f'{os.cpu_count()} processor cores, one for each training'
     intro = [f'Scale `{plan.scale}` ({sets}), on {where}, torch {torch.__version__}. Made by `{command}`.',
-        'Each section names a table or figure of the paper. Where numbers stand side by side, the first is the paper\'s. Rows of rivals carry the paper\'s numbers only. '
-        'Numbers of other data, other budgets or other features cannot be equal to the paper\'s; what can be compared is the order of the rows.']
-    write_pages(out, 'Non-adversarial video synthesis: the paper, rebuilt', intro, sections, dict(command=command, scale=plan.scale, torch=torch.__version__, machine=platform.machine()))
+        'Each section names a table or figure of the paper. Where numbers stand side by side, the first is the paper\'s. '
+        'Rows of rivals carry the paper\'s numbers only. Numbers of other data, other budgets or other features cannot be '
+        'equal to the paper\'s; what can be compared is the order of the rows.']
+    write_pages(out, 'Non-adversarial video synthesis: the paper, rebuilt', intro, sections,
+                dict(command=command, scale=plan.scale, torch=torch.__version__, machine=platform.machine()))
     return {name: reason for name, reason in why.items() if reason}
 
 def told(plan):
     "The command that makes a plan."
     which = 'all' if len(plan.sets) == len(ARCHIVE) else ' '.join(plan.sets)
-    flags = [f'--scale {plan.scale}', *(['--root DIR'] if plan.roots else []), *([f'--seconds {plan.seconds:g}'] if plan.seconds else []),
-             *(f'--set {k}={v}' for k, v in plan.changes.items())]
+    flags = [f'--scale {plan.scale}', *['--root DIR'] * bool(plan.roots),
+             *[f'--seconds {plan.seconds:g}'] * bool(plan.seconds), *(f'--set {k}={v}' for k, v in plan.changes.items())]
     return f'nvs reproduce {which} ' + ' '.join(flags)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from nvs_nb import features
 from nvs_nb.ablations import (LOSSES, RANDOM, SIGNS, SWITCHES, ablate, brightest, draw_from, interval, jobs, main,
                               on_white, random_codes, score_codes, sections, spread, table4a)
-from nvs_nb.core import make_config, read_json
+from nvs_nb.core import make_config, read_json, write_json
 from nvs_nb.data import load_clips
 from nvs_nb.features import motion, untrained_vgg
 from nvs_nb.jobs import Done, Job, Plan, open_job
@@ -80,6 +81,15 @@ def test_scores_of_codes_are_those_of_the_videos():
         f = motion(v, vgg)
         want = (log_distance(real['absolute'], f['absolute']), log_distance(real['signed'], f['signed']), fcs(v).mean())
         assert np.allclose([got[k][x] for x in ('mcs', 'signed', 'fcs')], want, atol=1e-3), k
+
+
+def test_table4a_takes_the_network_that_its_job_names(tmp_path, monkeypatch):
+    "Also the word 'download'"
+    monkeypatch.setattr(features, 'download_vgg', lambda: untrained_vgg(seed=3))
+    d = fresh()._replace(path=tmp_path / 'chairs' / 'x', scores=dict(step=0))
+    write_json(d.path / 'job.json', dict(vgg='download'))
+    got = table4a(d, 2)
+    assert got.keys() == {'learnt', *RANDOM} and read_json(d.path / 'codes.json')['key']['net']['weights_seed'] == 3
 
 
 class White:

@@ -104,8 +104,12 @@ def test_without_a_file_the_network_is_asked(weights, monkeypatch):
     net, why = find_vgg()
     assert net is None and 'NVS_VGG16' in why and 'no route to host' in why and '\n' not in why and load_vgg() is None
     assert calls[0][0].endswith('vgg16-397923af.pth') and calls[0][1]['weights_only'] and calls[0][1]['check_hash']
+    with pytest.raises(NvsError, match='cannot be fetched.*no route to host'): find_vgg('download', download=False)
     full = {k: torch.from_numpy(v) for k, v in weights.items()} | {'classifier.0.bias': torch.zeros(9)}
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda url, **kw: full)
+    monkeypatch.setenv('NVS_VGG16', 'gone.npz')  # the word comes before the variable
+    assert find_vgg('download', download=False)[0].source['sha256'] == '397923af'
+    monkeypatch.delenv('NVS_VGG16')
     net, why = find_vgg()
     assert why == '' and torch.equal(net.features[14].bias, full['features.14.bias'])
     assert net.source['sha256'] == '397923af'
