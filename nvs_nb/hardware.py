@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'measure_speed', 'settle', 'Waits', 'Replay']
 
 # %% ../nbs/05b_hardware.ipynb #48b35197
-import time
+import itertools, time
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,22 +19,20 @@ def measure_speed(
     formats,      # of 'contiguous' and 'channels_last'
     threads,      # list of numbers of threads
 ):
-    "Time passes forwards and backwards through two layers like the generator's: `{(precision, format, threads): seconds}`."
-    before, w, out = torch.get_num_threads(), c.width, {}
-    for m in formats:
-        net = nn.Sequential(nn.ConvTranspose2d(w, w // 2, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(w // 2, w // 4, 4, 2, 1))
-        net = net.to(memory_format=getattr(torch, FORMATS[m]))
-        x = torch.zeros(32, w, 4, 4)
-        for n in threads:
+    "The best time of a pass forwards and backwards through two layers like the generator's: `{(precision, format, threads): seconds}`."
+    before, w, x = torch.get_num_threads(), c.width, torch.zeros(32, c.width, 4, 4)
+    nets = {m: nn.Sequential(nn.ConvTranspose2d(w, w // 2, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(w // 2, w // 4, 4, 2, 1))
+            .to(memory_format=getattr(torch, FORMATS[m])) for m in formats}
+    seconds = {key: [] for key in itertools.product(precisions, formats, threads)}
+    for i in range(5):  # in rounds, so that a disturbance does not hit one of them alone
+        for (p, m, n), times in seconds.items():
             torch.set_num_threads(n)
-            for p in precisions:
-                for i in range(4):
-                    if i == 1: start = time.perf_counter()  # the first pass prepares
-                    with torch.autocast('cpu', torch.bfloat16, enabled=p == 'bf16'): y = net(x)
-                    y.float().sum().backward()
-                out[p, m, n] = time.perf_counter() - start
+            start = time.perf_counter()
+            with torch.autocast('cpu', torch.bfloat16, enabled=p == 'bf16'): y = nets[m](x)
+            y.float().sum().backward()
+            if i: times.append(time.perf_counter() - start)  # the first pass prepares
     torch.set_num_threads(before)
-    return out
+    return {key: min(times) for key, times in seconds.items()}
 
 FORMATS = dict(contiguous='contiguous_format', channels_last='channels_last')  # our words, torch's names
 

@@ -77,7 +77,7 @@ def score_halves(
 # %% ../nbs/11a_held_out.ipynb #c6275673
 def hidden(d):
     "Of a `Done` that was shown alternate frames: which it never saw, without the ends, and which it did; (N, n) each."
-    unseen = unseen_frames(d.config, d.clips).numpy()
+    unseen = unseen_frames(d.config, d.clips)
     inner = unseen.copy()
     inner[:, [0, -1]] = False  # an end has one neighbour only, and no cross-fade
     return [np.stack([np.flatnonzero(m)[:mask.sum(1).min()] for m in mask]) for mask in (inner, ~unseen)]

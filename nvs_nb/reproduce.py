@@ -33,14 +33,14 @@ def find_roots(
     sets,   # of 'chairs', 'weizmann', 'golf'
     scale,  # 'demo' takes the embedded sets unless a root is given
 ):  # dict: set -> its folder
-    "The folders of the sets that are there. `NvsError` if `root` holds none, or one is missing and the scale is 'paper'."
+    "The folders of the sets that are there. `NvsError` if `root` holds none, or on the scale 'paper' not all."
     if root is None and scale != 'demo': root = os.environ.get('NVS_DATA')
     roots = {b: Path(root)/b for b in sets if (Path(root)/b).is_dir()} if root else {}
     if root and not roots: raise NvsError(f'--root {root}: has no folder called {", ".join(sets)}')
     if scale == 'paper' and len(roots) < len(sets):
         missing = [b for b in sets if b not in roots]
-        raise NvsError(f'--scale paper: the data of {", ".join(missing)} is needed; nvs data get {missing[0]}, then give '
-                       'the folder above it as --root')
+        raise NvsError(f'--scale paper: the data of {", ".join(missing)} is needed; nvs data get {missing[0]}, then '
+                       'give the folder above it as --root')
     return roots
 
 def make_plan(
@@ -109,9 +109,9 @@ def reproduce(
     cuda, command = pick_device(device).type == 'cuda', told(plan)
     where = torch.cuda.get_device_name() if cuda else f'{os.cpu_count()} processor cores, one for each training'
     intro = [f'Scale `{plan.scale}` ({sets}), on {where}, torch {torch.__version__}. Made by `{command}`.',
-        'Each section names a table or figure of the paper. Where numbers stand side by side, the first is the paper\'s. '
-        'Rows of rivals carry the paper\'s numbers only. Numbers of other data, other budgets or other features cannot be '
-        'equal to the paper\'s; what can be compared is the order of the rows.']
+        'Each section names a table or figure of the paper. Where numbers stand side by side, the first is the '
+        'paper\'s. Rows of rivals carry the paper\'s numbers only. Numbers of other data, other budgets or other '
+        'features cannot be equal to the paper\'s; what can be compared is the order of the rows.']
     write_pages(out, 'Non-adversarial video synthesis: the paper, rebuilt', intro, sections,
                 dict(command=command, scale=plan.scale, torch=torch.__version__, machine=platform.machine()))
     return {name: reason for name, reason in why.items() if reason}
@@ -120,5 +120,6 @@ def told(plan):
     "The command that makes a plan."
     which = 'all' if len(plan.sets) == len(ARCHIVE) else ' '.join(plan.sets)
     flags = [f'--scale {plan.scale}', *['--root DIR'] * bool(plan.roots),
-             *[f'--seconds {plan.seconds:g}'] * bool(plan.seconds), *(f'--set {k}={v}' for k, v in plan.changes.items())]
+             *[f'--seconds {plan.seconds:g}'] * bool(plan.seconds),
+             *(f'--set {k}={v}' for k, v in plan.changes.items())]
     return f'nvs reproduce {which} ' + ' '.join(flags)
