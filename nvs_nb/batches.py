@@ -115,7 +115,7 @@ class Batches:
             self.mine[mine] = True
         if self.resident:
             if mine is not None: self.frames, self.place = clips.frames[mine], np.cumsum(self.mine) - 1
-            self.frames = torch.from_numpy(np.ascontiguousarray(self.frames)).to(self.device)
+            self.frames = torch.from_numpy(np.require(self.frames, requirements='CW')).to(self.device)  # a mapped file is copied
         else: self.thread = ThreadPoolExecutor(1, 'batches')
 
     def draw(self, step): return draw(self.c, self.clips, self.unseen, step)

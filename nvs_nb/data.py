@@ -10,10 +10,12 @@ __all__ = ['EMBEDDED', 'SETS', 'to_float', 'to_uint8', 'check_clips', 'Clips', '
 import hashlib, os
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from .core import NvsError
 from .frames import Window, natural, read_tiles, square
 from .readers import find, read_clips
@@ -120,16 +122,17 @@ def load_actors(size, window):
     frames = [actor(i, a, np.arange(window.frames)/window.frames, size) for i, a in cells]
     return np.array(frames), [f'{p}_{a}' for p, a in zip(people, actions)], people, actions
 
-def load_swings(size, window):
-    "32 golf swings. One shared static row."
-    names = [f'golfer{i:02d}' for i in range(32)]
-    return np.array([golfer(i, window.frames, size) for i in range(32)]), names, ['shared']*32, names
+def load_swings(size, window, n=32):
+    "`n` golf swings, each golfer another one. One shared static row."
+    names = [f'golfer{i:02d}' for i in range(n)]
+    drawn = tqdm(range(n), desc='drawing clips', unit='clip', delay=1, leave=False)
+    return np.array([golfer(i, window.frames, size) for i in drawn]), names, ['shared']*n, names
 
 # %% ../nbs/01_data.ipynb #10166675
 SETS = {
     'chairs': 'embedded: 18 chairs that turn; one shared static row, a transient row per clip',
     'actors': 'embedded: 6 drawn people doing 6 things; a static row per person, a transient row per action',
-    'swings': 'embedded: 32 drawn golf swings; one shared static row, a transient row per clip',
+    'swings': 'embedded: 32 drawn golf swings, or as many as asked for; one shared static row, a transient row per clip',
     'weizmann': 'root with <action>/<person>_<action>.jpg or .avi; a static row per person, a transient row per action',
     'chair-cad': 'root with <id>/renders/image_*.png; one shared static row, a transient row per clip',
     'golf': 'root with stacked JPEGs; one shared static row, a transient row per clip',
@@ -168,16 +171,18 @@ def load_set(
     if name == 'chairs' and root: name = 'chair-cad'
     if name in ('chairs', 'actors', 'swings'):
         if root: raise NvsError(f'root {root}: the {name} are drawn, not read')
-        if draw: raise NvsError(f'draw {draw}: the {name} are all there; leave some out instead')
+        if draw and name != 'swings': raise NvsError(f'draw {draw}: the {name} are all there; leave some out instead')
         if name != 'chairs' and (window, stride) != ('first', 1):
             raise NvsError(f'window, stride: the {name} are drawn, always from the first frame to the last')
-        u8, names, statics, transients = dict(chairs=load_chairs, actors=load_actors, swings=load_swings)[name](size, win)
+        load = dict(chairs=load_chairs, actors=load_actors, swings=partial(load_swings, n=draw or 32))[name]
+        u8, names, statics, transients = load(size, win)
         s_names, t_names = list(dict.fromkeys(statics)), list(dict.fromkeys(transients))
     else:
         u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw)
         names, statics, transients, skipped = (meta[k] for k in ('names', 'statics', 'transients', 'skipped'))
         s_names, t_names = sorted(set(statics), key=natural), sorted(set(transients), key=natural)
-    ids = [np.array([rows.index(x) for x in labels]) for rows, labels in ((s_names, statics), (t_names, transients))]
+    places = [{row: i for i, row in enumerate(rows)} for rows in (s_names, t_names)]
+    ids = [np.array([place[x] for x in labels]) for place, labels in zip(places, (statics, transients))]
     return Clips(u8, *ids, names, s_names, t_names, name, skipped)
 
 # %% ../nbs/01_data.ipynb #0385cea2

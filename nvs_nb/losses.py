@@ -61,14 +61,25 @@ def static_loss(
 # %% ../nbs/05_losses.ipynb #1116e7a7
 def _distances(r, squared):
     "`(B, L, D)` -> `(B, L, L)` distances between the codes of a path; a distance of zero has gradient zero."
+    if squared:  # |a - b|^2 = |a|^2 + |b|^2 - 2 ab: one product instead of all (B, L, L, D) differences
+        r = r - r.mean(1, keepdim=True)  # distances do not change, but smaller numbers lose fewer digits
+        n = r.square().sum(-1)
+        return (n[:, :, None] + n[:, None] - 2 * r @ r.mT).clamp(min=0)
     d = (r[:, :, None] - r[:, None]).square().sum(-1)
-    return d if squared else torch.where(d > 0, d.clamp(min=1e-12).sqrt(), 0.)
+    return torch.where(d > 0, d.clamp(min=1e-12).sqrt(), 0.)
 
 def _pairs(L, near, far, device):
     "`(L, L)` masks: positives at most `near` frames from the anchor (not itself), negatives more than `far`."
     t = torch.arange(L, device=device)
     gap = (t[:, None] - t).abs()
     return (gap > 0) & (gap <= near), gap > far
+
+def _neighbours(L, near, device):
+    "Frame numbers at most `near` from each anchor, `(L, K)`, and which of them exist."
+    n = min(int(near), L - 1)
+    o = torch.arange(2 * n, device=device)
+    p = torch.arange(L, device=device)[:, None] + o - n + (o >= n)  # offsets -n ... -1, 1 ... n
+    return p.clamp(0, L - 1), (p >= 0) & (p < L)
 
 def triplet_loss(
     r,             # (B, L, D) paths
@@ -77,9 +88,11 @@ def triplet_loss(
 ):
     "Mean hinge over the triplets of each path, and the share of hinges that are active: `(loss, active)`."
     if kind == 'released': return triplet_released(r, alpha)
-    positive, negative = _pairs(r.shape[1], alpha, alpha, r.device)
+    _, negative = _pairs(r.shape[1], alpha, alpha, r.device)
+    p, positive = _neighbours(r.shape[1], alpha, r.device)
     d = _distances(r, squared=True)
-    hinge = (d[:, :, :, None] + alpha - d[:, :, None, :]).relu()        # (B, anchor, positive, negative)
+    near = d.gather(2, p.expand(len(r), -1, -1))                         # (B, anchor, positive)
+    hinge = (near[..., None] + alpha - d[:, :, None, :]).relu()          # (B, anchor, positive, negative)
     mask = positive[:, :, None] & negative[:, None, :]
     n = mask.sum() * len(r)
     return (hinge * mask).sum() / n.clamp(min=1), ((hinge > 0) & mask).sum() / n.clamp(min=1)

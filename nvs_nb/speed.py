@@ -105,7 +105,7 @@ def predict(
 def triplet_looped(r, margin):
     "The same as `losses.triplet_released`, one pair at a time, with questions to the device in between."
     B, L, _ = r.shape
-    total, active, pairs = 0., 0., 0
+    total, active, pairs = (0 * r).sum(), 0., 0  # a zero with a gradient, in case that nothing is active
     for path in r:
         d = losses._distances(path[None], squared=False)[0]
         for a in range(L):
