@@ -42,12 +42,14 @@ def settle(
 ):
     "The configuration with precision, memory format and threads decided, and whether steps are captured."
     cuda = device.type == 'cuda'
-    if c.capture == 'auto': c = c.replace(capture='yes' if cuda and not c.fresh_optimisers else 'no')
+    steady = not c.fresh_optimisers and not c.rank  # new optimisers cannot be recorded, and a decomposition (eq. 7) waits
+    if c.capture == 'yes' and not (cuda and steady):
+        raise NvsError('config: capture=yes needs a CUDA device' if not cuda else 'config: capture=yes goes neither with rank nor with fresh_optimisers')
+    if c.capture == 'auto': c = c.replace(capture='yes' if cuda and steady else 'no')
     if cuda:
         if c.precision == 'auto': c = c.replace(precision='bf16' if torch.cuda.is_bf16_supported() else 'fp32')
         if c.memory_format == 'auto': c = c.replace(memory_format='channels_last')
         return c.replace(threads=c.threads or torch.get_num_threads())
-    if c.capture == 'yes': raise NvsError('config: capture=yes needs a CUDA device')
     precisions = ['fp32', 'bf16'] if c.precision == 'auto' else [c.precision]
     formats = [*FORMATS] if c.memory_format == 'auto' else [c.memory_format]
     threads = [c.threads] if c.threads else sorted({1, torch.get_num_threads()})
@@ -100,5 +102,5 @@ class Replay:
 
     def recorded(self, tensors):
         fixed, graph = [t.clone() for t in tensors], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph): self.step(*fixed)
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'): self.step(*fixed)  # another thread may be pinning a batch
         return graph, fixed

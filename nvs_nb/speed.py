@@ -68,7 +68,7 @@ class Count(TorchDispatchMode):
         self.ops = self.bytes = self.product_bytes = 0
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
-        if func.is_view: return out
+        if getattr(func, 'is_view', False): return out
         tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
         n = sum(x.nbytes for x in tensors)
         self.ops, self.bytes = self.ops + 1, self.bytes + n

@@ -1,0 +1,91 @@
+"Nothing in a step waits for the device, statistics are read every k steps, slow and fast versions agree, and the command works."
+import json, subprocess, sys
+import pytest, torch
+from nvs_nb import speed
+from nvs_nb.core import NvsError, make_config
+from nvs_nb.hardware import Replay, Waits, settle
+from nvs_nb.training import Trainer
+
+TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1, memory_format='contiguous', epochs=1000)
+RECIPES = {'fast': dict(batch=8), 'paper': dict(batch=4), 'released': dict(visit_steps=2, d_s=6, d_t=5), 'rank': dict(rank=2), 'mse, linear': dict(loss='mse', output='linear')}
+
+def trainer(recipe, device='cpu', n=8, **changes):
+    config = make_config('chairs', recipe if recipe in ('paper', 'released') else 'fast', **{**TINY, **RECIPES[recipe], **changes})
+    return Trainer(config, speed.noise_clips(n, 32, seed=0), device=device, progress=False)
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_step_asks_the_device_nothing(recipe):
+    t = trainer(recipe)
+    t.advance()  # the first step makes the optimisers' averages
+    with Waits() as waits:
+        for _ in range(4): t.advance()
+    assert waits.names == ([] if recipe != 'rank' else waits.names) and 'nonzero' not in waits.names
+
+def test_statistics_are_read_every_k_steps(monkeypatch):
+    t, read, tolist = trainer('fast'), [], torch.Tensor.tolist
+    def spy(x):
+        read.append(t.step)
+        return tolist(x)
+    monkeypatch.setattr(torch.Tensor, 'tolist', spy)
+    t.log_every = 7
+    t.fit(until=30)
+    assert read == [7, 14, 21, 28, 30] and [s['step'] for s in t.stats] == read  # the last is that of the checkpoint
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+class TestCuda:
+    @pytest.mark.parametrize('recipe', sorted({*RECIPES} - {'rank'}))  # a decomposition waits for its result
+    def test_no_synchronisation_within_a_step(self, recipe):
+        t = trainer(recipe, 'cuda', capture='no')
+        for _ in range(3): t.advance()
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            for _ in range(6): t.advance()
+        finally: torch.cuda.set_sync_debug_mode('default')
+
+    @pytest.mark.parametrize('recipe', ['fast', 'paper'])
+    def test_a_replayed_step_learns_the_same(self, recipe):
+        runs = [trainer(recipe, 'cuda', capture=capture) for capture in ('no', 'yes')]
+        for t in runs:
+            for _ in range(12): t.advance()
+        a, b = (t.model.state_dict() for t in runs)
+        for k in a: assert torch.allclose(a[k].float(), b[k].float(), rtol=1e-3, atol=1e-4), k
+        assert runs[1].replay.graphs
+
+    def test_a_run_may_change_its_device(self, tmp_path):
+        t = trainer('fast', 'cuda')
+        t.run = tmp_path
+        t.fit(until=10)
+        clips = t.clips
+        assert Trainer.resume(tmp_path, clips, device='cpu', progress=False).fit(until=12).step == 12
+        assert Trainer.resume(tmp_path, clips, device='cuda', progress=False).fit(until=20).step == 20
+
+def test_capture_needs_cuda():
+    if torch.cuda.is_available(): pytest.skip('there is CUDA')
+    with pytest.raises(NvsError, match='capture=yes needs a CUDA device'): settle(make_config('chairs', capture='yes'), torch.device('cpu'))
+    assert settle(make_config('chairs'), torch.device('cpu')).capture == 'no'
+
+def test_replay_without_recording_is_the_function():
+    seen = []
+    step = Replay(lambda x: seen.append(x.sum().item()), record=False)
+    for i in range(5): step(torch.full((2,), float(i)))
+    assert seen == [0, 2, 4, 6, 8]
+
+@pytest.mark.parametrize('name', ['first layer', 'pyramid', 'optimiser', 'triplet'])
+def test_slow_versions_learn_the_same(name):
+    def learn(slow):
+        with speed.slowed(slow):
+            t = trainer('released', lambda_t=1.)
+            for _ in range(3): t.advance()
+        return t.model.state_dict()
+    fast, slow = learn([]), learn([name])
+    for k in fast: assert (fast[k] - slow[k]).norm() <= 1e-2 * fast[k].norm() + 1e-6, k  # Adam makes much of gradients that are nearly zero
+
+def test_the_command(tmp_path):
+    args = ['--minutes', '.01', '--batch', '2', '--only', 'ladder', '--device', 'cpu', '--out', str(tmp_path/'speed-here.json')]
+    code = 'import sys; from nvs_nb import speed; old, climb = speed.rungs, speed.climb; speed.rungs = lambda b: [r for r in old(b) if r.name != "compiled"]; '\
+        'speed.climb = lambda *a, **k: climb(*a, width=32, **k); speed.main(sys.argv[1:])'
+    done = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path/'speed-here.json').read_text())
+    assert len(found['rungs']) == 12 and not [k for k, r in found['rungs'].items() if 'failed' in r]
+    for r in found['rungs'].values(): assert r['difference'] <= r['tolerance'] and r['frames_per_s'] > 0 and r['predicted'] > 0
