@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple, Optional
 import numpy as np
 import torch
-from .core import NvsError, Config
+from .core import Config
 from .data import Clips
 
 # %% ../nbs/05c_batches.ipynb #004f7eb4
@@ -65,7 +65,9 @@ def draw(
     "The draw of a step, a function of the seed and its number alone."
     n, visit = len(clips), step // c.visit_steps
     epoch, i = divmod(visit, visits(c, n))
-    idx = np.array_split(epoch_order(n, c.seed, epoch), visits(c, n))[i]
+    q, r = divmod(n, visits(c, n))  # r batches of q + 1 clips, then batches of q
+    first = i * q + min(i, r)
+    idx = epoch_order(n, c.seed, epoch)[first:first + q + (i < r)]
     rng = np.random.default_rng([c.seed, 1, step])
     keys = rng.random((len(idx), c.frames)) + unseen[idx]  # those never shown come last, and K frames never reach them
     K = min(c.visit_frames or c.frames, c.frames // (1 + (c.train_frames == 'alternate')))
@@ -108,7 +110,7 @@ class Batches:
         self.rows = rows or (clips.static_id, clips.transient_id)
         self.place = np.arange(len(clips))  # of a clip's frames in the array below
         self.resident = c.resident == 'yes' or c.resident == 'auto' and fits(clips.frames, self.device)
-        self.frames, self.thread, self.next = clips.frames, None, {}
+        self.frames, self.thread, self.next = clips.frames, None, {}  # the thread is started when it is needed
         self.mine = np.ones(len(clips), bool)
         if mine is not None:
             self.mine[:] = False
@@ -116,7 +118,6 @@ class Batches:
         if self.resident:
             if mine is not None: self.frames, self.place = clips.frames[mine], np.cumsum(self.mine) - 1
             self.frames = torch.from_numpy(np.require(self.frames, requirements='CW')).to(self.device)  # a mapped file is copied
-        else: self.thread = ThreadPoolExecutor(1, 'batches')
 
     def draw(self, step): return draw(self.c, self.clips, self.unseen, step)
 
@@ -129,7 +130,6 @@ class Batches:
         "All that can be done without the device; `real` is bytes, or places and numbers of frames that are on the device."
         d = self.draw(step)
         here = np.flatnonzero(self.mine[d.idx])
-        if not len(here): raise NvsError(f'step {step}: a batch of {len(d.idx)} leaves a process without a clip; raise batch, or use fewer processes')
         idx, start, at, k = (x[here] for x in d)
         where = self.place[idx][:, None], start + at
         real = tuple(map(self.pinned, where)) if self.resident else self.pinned(np.ascontiguousarray(self.frames[where]))
@@ -146,9 +146,15 @@ class Batches:
         "The `Batch` of a step; without a wait for the device."
         ready = self.next.pop(step, None)
         batch = self.move(ready.result() if ready else self.prepare(step))
-        if self.thread: self.next = {step + 1: self.thread.submit(self.prepare, step + 1)}
+        if not self.resident: self.ahead(step + 1)
         return batch._replace(real=self.frames[batch.real]) if self.resident else batch
 
+    def ahead(self, step):
+        "Let the thread prepare a step."
+        self.thread = self.thread or ThreadPoolExecutor(1, 'batches')
+        self.next = {step: self.thread.submit(self.prepare, step)}
+
     def close(self):
-        "End the thread."
+        "End the thread; the next batch starts another one."
         if self.thread: self.thread.shutdown(cancel_futures=True)
+        self.thread, self.next = None, {}

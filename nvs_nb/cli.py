@@ -60,7 +60,8 @@ def announce(t):
     say(f'parameters  {millions(t.model)}: dictionary {millions(D)}, R {millions(t.model.R)}, G {millions(t.model.G)}')
     say(f'shapes      z_s {tuple(D.z_s.shape)}, z_t {tuple(D.z_t.shape)}, frames {tuple(k.frames.shape)}')
     say(f'computing   recipe {c.recipe} on {t.device}, {c.precision}, {c.memory_format}, {torch.get_num_threads()} threads; '
-        + f'{n} processes; ' * (n > 1)
+        + f'{n} processes; ' * (n > 1) + 'steps recorded; ' * t.captures + 'compiled; ' * c.compile
+        + 'frames from a file; ' * (not t.batches.resident)
         + (f'{c.seconds:g} s' if c.seconds else f'{c.epochs} epochs, {t.steps} steps'))
     say(f'run         {t.run}')
 
@@ -130,8 +131,9 @@ def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = N
     from nvs_nb.reports import read_scores
     from nvs_nb.runs import open_run, run_clips
     from nvs_nb.training import Trainer
-    vgg, why = find_vgg(vgg16, False, pick_device(device))
+    on = pick_device(device)
     group, device = join(device)
+    vgg, why = find_vgg(vgg16, False, on) if group.first else (None, '')
     r = open_run(run)
     if not r.home: raise NvsError(f'{r.path}: no run of your own; only nvs generate, evaluate and info can use it')
     with group.in_turn(): clips = run_clips(r, root)

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'measure_speed', 'settle', 'Waits', 'Replay']
 
 # %% ../nbs/05b_hardware.ipynb #48b35197
-import itertools, time
+import itertools, time, warnings
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,17 +37,20 @@ def measure_speed(
 FORMATS = dict(contiguous='contiguous_format', channels_last='channels_last')  # our words, torch's names
 
 def settle(
-    c,       # `Config`, perhaps with 'auto' precision and memory format and 0 threads
-    device,  # torch device
+    c,        # `Config`, perhaps with 'auto' precision and memory format and 0 threads
+    device,   # torch device
+    world=1,  # processes that train together
 ):
     "The configuration with precision, memory format and threads decided, and whether steps are captured."
     cuda = device.type == 'cuda'
-    steady = not c.fresh_optimisers and not c.rank  # new optimisers cannot be recorded, and a decomposition (eq. 7) waits
-    if c.capture == 'yes' and not (cuda and steady):
-        raise NvsError('config: capture=yes needs a CUDA device' if not cuda else 'config: capture=yes goes neither with rank nor with fresh_optimisers')
+    steady = not c.fresh_optimisers and not c.rank and world == 1  # new optimisers, a decomposition (eq. 7), messages: not recorded
+    if c.capture == 'yes' and not cuda: raise NvsError('config: capture=yes needs a CUDA device')
+    if c.capture == 'yes' and not steady:
+        raise NvsError('config: capture=yes goes neither with rank, nor with fresh_optimisers, nor with several processes')
     if c.capture == 'auto': c = c.replace(capture='yes' if cuda and steady else 'no')
     if cuda:
-        if c.precision == 'auto': c = c.replace(precision='bf16' if torch.cuda.is_bf16_supported() else 'fp32')
+        real = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8  # older cards only emulate bfloat16
+        if c.precision == 'auto': c = c.replace(precision='bf16' if real else 'fp32')
         if c.memory_format == 'auto': c = c.replace(memory_format='channels_last')
         return c.replace(threads=c.threads or torch.get_num_threads())
     precisions = ['fp32', 'bf16'] if c.precision == 'auto' else [c.precision]
@@ -72,7 +75,7 @@ class Waits(TorchDispatchMode):
         if masks or name in self.NAMES: self.names.append(name)
         return func(*args, **kwargs or {})
 
-# %% ../nbs/05b_hardware.ipynb #2725d9d0
+# %% ../nbs/05b_hardware.ipynb #afd6ee5d
 class Replay:
     "A function of tensors that changes things in place: called as it is, or recorded as a CUDA graph for each shape and replayed."
     WARM = 3  # ordinary calls before recording
@@ -80,7 +83,7 @@ class Replay:
         step,    # the function
         record,  # whether to record
     ):
-        self.step, self.record, self.calls, self.graphs = step, record, {}, {}
+        self.step, self.record, self.calls, self.graphs, self.stream = step, record, {}, {}, None
 
     def __call__(self, *tensors):
         if not self.record: return self.step(*tensors)
@@ -88,17 +91,22 @@ class Replay:
         if shape not in self.graphs:
             self.calls[shape] = self.calls.get(shape, 0) + 1
             if self.calls[shape] <= self.WARM: return self.aside(tensors)
-            self.graphs[shape] = self.recorded(tensors)
+            try: self.graphs[shape] = self.recorded(tensors)
+            except RuntimeError as e:
+                if isinstance(e, torch.cuda.OutOfMemoryError) or isinstance(e.__context__, torch.cuda.OutOfMemoryError): raise
+                warnings.warn(f'steps are computed one command at a time, since recording failed: {e}')
+                self.record = False
+                return self.step(*tensors)
         graph, fixed = self.graphs[shape]
         for mine, new in zip(fixed, tensors): mine.copy_(new)
         graph.replay()
 
     def aside(self, tensors):
         "An ordinary call on a stream of its own, as recording wants it."
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream): self.step(*tensors)
-        torch.cuda.current_stream().wait_stream(stream)
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream): self.step(*tensors)
+        torch.cuda.current_stream().wait_stream(self.stream)
 
     def recorded(self, tensors):
         fixed, graph = [t.clone() for t in tensors], torch.cuda.CUDAGraph()

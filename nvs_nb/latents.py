@@ -92,12 +92,13 @@ class RowOptimizer:
     def step(self,
         rows,           # those visited
         scale=1.,       # gradients are multiplied by this; the batch size undoes a mean over the batch
+        grads=None,     # gradients of these rows, for each table; None: those of the copies
     ):
         "Update the visited rows. A row visited twice in a batch has one gradient, the sum, and moves once."
-        for i, (t, r, c) in enumerate(zip(self.tables, rows, self.codes)):
-            if c.grad is None: continue
-            same = (r[:, None] == r).to(c.dtype)  # (B, B): this product adds up the gradients of equal rows
-            g = (same @ c.grad.flatten(1)).view_as(c) * scale
+        for i, (t, r, g) in enumerate(zip(self.tables, rows, grads or [c.grad for c in self.codes])):
+            if g is None: continue
+            same = (r[:, None] == r).to(g.dtype)  # (B, B): this product adds up the gradients of equal rows
+            g = (same @ g.flatten(1)).view_as(g) * scale
             m, n = self.first[i][r], self.count[i][r] + 1
             if self.kind == 'sgd': m = update = m * self.momentum + g
             else:

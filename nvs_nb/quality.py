@@ -57,6 +57,7 @@ def measure_quality(
     "Watch the recipes on the sets, each for `seconds`, `fast` also for a quarter of it; those in the file are not run again."
     path = Path(path)
     book = read_json(path) if path.exists() else dict(command=command, rows={})
+    if book['command'] != command: raise NvsError(f'{path}: made by another command ({book["command"]}); give another file')
     for name, root in sets.items():
         clips = load_set(name, root or None)
         baseline = float(psnr(clips.frames, mean_frame(clips.frames)).mean())

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'VIDEOS', 'READERS', 'CACHE_VERSION', 'Source', 'find', 'label', 'weizmann', 'chair_cad', 'golf', 'folder',
-           'find_sources', 'decode', 'cache_name', 'read_cache', 'drawn', 'read_clips']
+           'find_sources', 'room', 'decode', 'cache_name', 'read_cache', 'drawn', 'read_clips']
 
 # %% ../nbs/00d_readers.ipynb #90881e4b
-import gc, hashlib, json, os, re, warnings, zlib
+import gc, hashlib, json, os, re, tempfile, warnings, zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,11 +122,28 @@ def find_sources(
     return sources
 
 # %% ../nbs/00d_readers.ipynb #4ce6d63a
+def room(
+    shape,        # of an array of bytes
+    folder=None,  # where there is space for large ones
+    large=1e9,    # bytes
+):
+    "An array to fill: in memory; if it is large, in a file without a name in `folder`, provided that it fits there."
+    n = int(np.prod(shape))
+    if folder is None or n <= large or not hasattr(os, 'posix_fallocate'): return np.empty(shape, np.uint8)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder)
+        os.posix_fallocate(file.fileno(), 0, n)  # a full disk is an error now, and a crash later
+        return np.memmap(file, np.uint8, 'r+', shape=shape)
+    except OSError: return np.empty(shape, np.uint8)
+
+# %% ../nbs/00d_readers.ipynb #d55f62f0
 def decode(
     sources,     # list of Source
     window,      # the frames of each
     size,        # height and width to come, in pixels
     fit='crop',  # see `square`
+    folder=None, # for sets that are too large for memory
 ):  # uint8 (N, L, size, size, 3), the sources kept, a line for each one left out
     "Decode all sources. The first damaged file ends it with an `NvsError`; films that are too short are left out."
     frames, kept, skipped = None, [], []
@@ -137,7 +154,7 @@ def decode(
             try: images = source.read(name=source.name, window=window)
             except TooShort as e: skipped.append(f'{source.name}: {e.n} frames, {window.span} needed')
             else:
-                if frames is None: frames = np.empty((len(wanted), window.frames, size, size, 3), np.uint8)
+                if frames is None: frames = room((len(wanted), window.frames, size, size, 3), folder)
                 frames[len(kept)] = [square(im, size, fit) for im in images]
                 kept.append(source)
     finally: gc.unfreeze()
@@ -163,14 +180,14 @@ def read_cache(path):
         if meta['crc32'] == zlib.crc32(frames): return frames, meta
     except (NvsError, OSError, ValueError, EOFError, KeyError, TypeError): pass  # any damage: decode again
 
-# %% ../nbs/00d_readers.ipynb #d55f62f0
+# %% ../nbs/00d_readers.ipynb #feebb334
 def drawn(sources, n, seed):
     "`n` of the sources, at random, in their order; those that are left out anyway stay, to be told."
     good = [i for i, s in enumerate(sources) if not s.why_not]
     picks = {*np.random.default_rng(seed).permutation(good)[:n].tolist()}
     return [s for i, s in enumerate(sources) if s.why_not or i in picks]
 
-# %% ../nbs/00d_readers.ipynb #056f91c1
+# %% ../nbs/00d_readers.ipynb #934ceed5
 def read_clips(
     reader,      # a key of READERS
     root,        # the folder of the set
@@ -189,7 +206,7 @@ def read_clips(
     path = Path(cache or os.environ.get('NVS_CACHE') or '~/.cache/nvs_nb').expanduser()/entry
     hit = None if cache is False else read_cache(path)
     if hit: return hit
-    frames, kept, skipped = decode(sources, window, size, fit)
+    frames, kept, skipped = decode(sources, window, size, fit, None if cache is False else path.parent)
     if not kept: raise NvsError(f'{root}: none of its {len(skipped)} clips can be used; {skipped[0]}')
     skipped += [f'{f.relative_to(root)}: neither an image nor a video' for f in others]
     meta = dict(names=[s.name for s in kept], statics=[s.static for s in kept], transients=[s.transient for s in kept],

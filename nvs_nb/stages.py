@@ -15,7 +15,7 @@ from .latents import RowOptimizer, project_ball, project_rank
 from .models import NVS
 from .losses import reconstruction, static_loss, triplet_loss
 from .hardware import FORMATS
-from .parallel import Group, divide, share_norms
+from .parallel import Group, check_share, divide, share_norms
 
 # %% ../nbs/05e_stages.ipynb #9cf30aa3
 def objective(
@@ -90,6 +90,8 @@ class Pieces:
     ):
         self.c, self.clips, self.device = c, clips.rows(c.static_rows, c.transient_rows), torch.device(device)
         self.group = group = group or Group()
+        check_share(len(clips), c.batch, group.world)
+        if self.device.type == 'cuda': torch.backends.cudnn.benchmark = True  # shapes repeat: try the algorithms once, keep the best
         torch.set_num_threads(c.threads)
         copied = dict(none=(), static=(0,), transient=(1,))[c.label]  # a label is a row number, the same for all processes
         self.shares = [divide(self.clips, rank, group.world, copied) for rank in range(group.world)]
@@ -99,7 +101,7 @@ class Pieces:
         self.model.to(self.device)
         self.model.G.to(memory_format=getattr(torch, FORMATS[c.memory_format]))
         if group.world > 1: share_norms(self.model.G)
-        self.captures = c.capture == 'yes' and group.world == 1
+        self.captures = c.capture == 'yes'
         self.objective = torch.compile(objective) if c.compile else objective
         if c.compile: self.model.G.compile()
         self.new_optimisers()
@@ -160,21 +162,20 @@ class Networks(Passes):
         self.group.add_up([p.grad for p in params if p.grad is not None])
         for name in which.replace('Z', ''): self.opt[name].step()
         if 'Z' in which:
-            rows, size = self.visited(batch)
-            self.opt['Z'].step(rows, scale=size)
+            rows, grads, size = self.visited(batch)
+            self.opt['Z'].step(rows, size, grads)
             self.project(*rows)
 
     def visited(self, batch):
-        "Rows to update, and the size of the whole batch. Of a table that all have, the rows and gradients of all."
-        rows, Z = [batch.s, batch.z], self.opt['Z']
-        if not batch.others: return rows, len(batch.s)
-        for i, codes in enumerate(Z.codes):
-            if self.share.rows[i] is not None or codes.grad is None: continue
+        "Rows to update, their gradients, and the size of the whole batch. Of a table that all have, the rows and gradients of all."
+        rows, grads = [batch.s, batch.z], [c.grad for c in self.opt['Z'].codes]
+        if not batch.others: return rows, grads, len(batch.s)
+        for i, g in enumerate(grads):
+            if self.share.rows[i] is not None or g is None: continue
             rows[i] = batch.others.rows[i]
-            Z.codes[i] = codes.new_zeros(len(rows[i]), *codes.shape[1:])
-            Z.codes[i].grad = torch.zeros_like(Z.codes[i]).index_copy_(0, batch.others.here, codes.grad)
-            self.group.add_up([Z.codes[i].grad])
-        return rows, batch.others.size
+            grads[i] = g.new_zeros(len(rows[i]), *g.shape[1:]).index_copy_(0, batch.others.here, g)
+            self.group.add_up([grads[i]])
+        return rows, grads, batch.others.size
 
     @torch.no_grad()
     def project(self, s, z):

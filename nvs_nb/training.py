@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'STATE', 'Course', 'Kept', 'Trainer']
 
 # %% ../nbs/06_training.ipynb #2406cd51
-import functools, json, math, os, time
+import contextlib, functools, json, math, os, time, warnings
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
@@ -78,7 +78,7 @@ class Kept(Course):
         if self.group.first:
             lines = ''.join(json.dumps(s) + '\n' for s in self.stats)
             atomic_write(self.run/'stats.jsonl', lambda tmp: tmp.write_text(lines))
-            state = {**{k: getattr(self, k) for k in STATE}, 'opt': opt}
+            state = {**{k: getattr(self, k) for k in STATE}, 'opt': opt, 'device': self.device.type}
             save_checkpoint(self.run/'checkpoint.pt', weights, self.c, {**self.about, 'root': str(self.root)}, state)
         self.saved_step = self.step
 
@@ -144,12 +144,12 @@ class Trainer(Kept):
         group = group or Group()
         self.device, self.run, self.progress, self.root = pick_device(device), run and Path(run), progress and group.first, root
         self.log_every, self.save_every, self.sample_every = log_every, save_every, sample_every
-        if run and (self.run/'checkpoint.pt').exists():
+        if run and group.first and (self.run/'checkpoint.pt').exists():
             raise NvsError(f'{run} already holds a run; give another name, or go on with: nvs resume {run}')
         have, want = (clips.size, clips.L), (config.size, config.read_frames or config.frames)
         if have != want:
             raise NvsError(f'config asks for {want[0]} px and {want[1]} frames, the clips have {have[0]} px and {have[1]}')
-        self.build(group.tell(settle(config, self.device)), clips, self.device, group)
+        self.build(group.tell(settle(config, self.device, group.world)), clips, self.device, group)
         self.start()
         if run and group.first: write_json(self.run/'config.json', self.c.to_dict())
 
@@ -161,9 +161,10 @@ class Trainer(Kept):
         c, saved, sampled = self.c, self.seconds, self.seconds
         now = lambda: min(round(self.seconds, 1), c.seconds) if c.seconds else self.step
         self.model.train()
+        self.stopped = 0
         bar = tqdm(total=c.seconds or self.steps, initial=now(), disable=not self.progress, dynamic_ncols=True,
             mininterval=.5, bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
-        with stop_signals() as stop, self.group.watch(self.last_good), bar:
+        with stop_signals() as stop, self.group.watch(self.last_good), contextlib.closing(self.batches), bar:
             if self.group.world > 1 and self.saved_step is None: self.save()  # if one dies, there is something to go back to
             while self.done() < 1 and not self.stopped and (until is None or self.step < until):
                 start = time.monotonic()
@@ -180,7 +181,6 @@ class Trainer(Kept):
                 if self.seconds - sampled > self.sample_every: self.sample(); sampled = self.seconds
                 if self.seconds - saved > self.save_every: self.save(); saved = self.seconds
             self.save()
-        self.batches.close()
         self.sample()
         return self
 
@@ -195,7 +195,11 @@ class Trainer(Kept):
         if not state.get('trainer'):
             raise NvsError(f'{run}: weights only, without the state of a training; nvs generate can use it, nvs resume cannot')
         config = config.replace(threads=min(config.threads, os.cpu_count() or 1))  # a smaller machine can go on, if not to the bit
-        if not torch.cuda.is_available(): config = config.replace(capture='auto')
+        config = config.replace(capture='auto')
+        was, on = state['trainer'].get('device', 'cpu'), pick_device(kw.get('device', 'auto')).type
+        if was != on:
+            warnings.warn(f'{run} was trained on {was} and goes on on {on}: precision and memory format are chosen anew')
+            config = config.replace(precision='auto', memory_format='auto')
         t = cls(config, clips, **kw)
         if t.about['fingerprint'] != about['fingerprint']:
             had, has = (f'{a["set"]}, {len(a["names"])} clips' for a in (about, t.about))

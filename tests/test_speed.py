@@ -19,7 +19,7 @@ def test_a_step_asks_the_device_nothing(recipe):
     t.advance()  # the first step makes the optimisers' averages
     with Waits() as waits:
         for _ in range(4): t.advance()
-    assert waits.names == ([] if recipe != 'rank' else waits.names) and 'nonzero' not in waits.names
+    assert waits.names == []  # the decomposition of `rank` waits on CUDA, inside one operation; see below
 
 def test_statistics_are_read_every_k_steps(monkeypatch):
     t, read, tolist = trainer('fast'), [], torch.Tensor.tolist
@@ -42,13 +42,14 @@ class TestCuda:
             for _ in range(6): t.advance()
         finally: torch.cuda.set_sync_debug_mode('default')
 
-    @pytest.mark.parametrize('recipe', ['fast', 'paper'])
-    def test_a_replayed_step_learns_the_same(self, recipe):
-        runs = [trainer(recipe, 'cuda', capture=capture) for capture in ('no', 'yes')]
+    @pytest.mark.parametrize('recipe, changes', [('fast', {}), ('paper', {}), ('fast', dict(resident='no')), ('fast', dict(batch=3)), ('fast', dict(compile=True))])
+    def test_a_replayed_step_learns_the_same(self, recipe, changes):
+        runs = [trainer(recipe, 'cuda', capture=capture, **changes) for capture in ('no', 'yes')]
         for t in runs:
-            for _ in range(12): t.advance()
+            for _ in range(20): t.advance()
+            t.batches.close()
         a, b = (t.model.state_dict() for t in runs)
-        for k in a: assert torch.allclose(a[k].float(), b[k].float(), rtol=1e-3, atol=1e-4), k
+        for k in a: assert (a[k].float() - b[k].float()).norm() <= 1e-2 * a[k].float().norm() + 1e-6, k
         assert runs[1].replay.graphs
 
     def test_a_run_may_change_its_device(self, tmp_path):
@@ -63,6 +64,31 @@ def test_capture_needs_cuda():
     if torch.cuda.is_available(): pytest.skip('there is CUDA')
     with pytest.raises(NvsError, match='capture=yes needs a CUDA device'): settle(make_config('chairs', capture='yes'), torch.device('cpu'))
     assert settle(make_config('chairs'), torch.device('cpu')).capture == 'no'
+
+def test_a_trainer_may_fit_again_and_stream():
+    t = trainer('fast', resident='no')
+    t.fit(until=2)
+    t.stopped = 15  # as after a signal
+    assert t.fit(until=5).step == 5 and not t.stopped
+
+def test_pyramid_matrices_are_constants_when_compiled():
+    from nvs_nb.losses import laplacian_pyramid
+    seen = []
+    def spy(graph, inputs):
+        seen.extend(str(n.target) for n in graph.graph.nodes)
+        return graph.forward
+    x = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(laplacian_pyramid, backend=spy)(x, 3)
+    for a, b in zip(compiled, laplacian_pyramid(x, 3), strict=True): assert torch.equal(a, b)
+    assert any('matmul' in s for s in seen) and not any(w in s for s in seen for w in ('eye', 'conv1d', 'interpolate'))
+
+@pytest.mark.parametrize('args, says', [(['--only', 'quality', '--sets', 'chars'], "set 'chars': unknown"), (['--sets', 'folder=/nowhere'], '/nowhere: no such folder'),
+    (['--recipes', 'slow'], "unknown recipe 'slow'"), (['--out', '/nowhere/x.json'], '--out /nowhere/x.json: cannot write there'), (['--device', 'warp'], '--device warp')])
+def test_the_command_says_what_is_wrong_before_it_measures(args, says, capsys):
+    from nvs_nb.errors import spoken
+    with pytest.raises(SystemExit) as stop: spoken(lambda: speed.main(['--device', 'cpu', *args]), 'speed')
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and says in err and len(err.splitlines()) == 1
 
 def test_replay_without_recording_is_the_function():
     seen = []

@@ -25,17 +25,17 @@ def test_resume_is_exact(chairs, tmp_path, changes):
     changes = {**TINY, 'epochs': 4, 'batch': 2, **changes}
     if changes['recipe'] != 'fast': changes['batch'] = 1
     c = make_config('chairs', **changes)
-    whole = Trainer(c, chairs, tmp_path/'whole', progress=False).fit()
+    whole = Trainer(c, chairs, tmp_path/'whole', device='cpu', progress=False).fit()
     k = whole.steps // 2 - 1  # in the middle of an epoch, and for `released` in the middle of a visit
-    Trainer(c, chairs, tmp_path/'cut', progress=False).fit(until=k)
-    cut = Trainer.resume(tmp_path/'cut', chairs, progress=False)
+    Trainer(c, chairs, tmp_path/'cut', device='cpu', progress=False).fit(until=k)
+    cut = Trainer.resume(tmp_path/'cut', chairs, device='cpu', progress=False)
     assert cut.step == k
     same(whole, cut.fit())
     steps = [json.loads(l)['step'] for l in (tmp_path/'cut'/'stats.jsonl').read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == whole.steps
 
 def test_seconds_end_a_run(chairs):
-    t = Trainer(make_config('chairs', **TINY, seconds=1.), chairs, progress=False)
+    t = Trainer(make_config('chairs', **TINY, seconds=1.), chairs, device='cpu', progress=False)
     t.fit()
     assert t.done() == 1 and t.seconds >= 1 and t.stats[-1]['lr'] == 0 and t.stats[-1]['step'] == t.step > 0
 
@@ -43,7 +43,7 @@ def test_seconds_end_a_run(chairs):
 def test_signal_saves_and_leaves(tmp_path, signum):
     code = ("from nvs_nb.core import make_config; from nvs_nb.data import load_set; from nvs_nb.training import Trainer; import sys\n"
         f"c = make_config('chairs', epochs=100000, **{TINY!r}); print('ready', flush=True)\n"
-        f"t = Trainer(c, load_set('chairs', size=32).subset(range(5)), {str(tmp_path/'run')!r}, progress=False); print('go', flush=True); t.fit(); print(t.stopped, t.step)")
+        f"t = Trainer(c, load_set('chairs', size=32).subset(range(5)), {str(tmp_path/'run')!r}, device='cpu', progress=False); print('go', flush=True); t.fit(); print(t.stopped, t.step)")
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert p.stdout.readline() == 'ready\n' and p.stdout.readline() == 'go\n'
     time.sleep(1.5); p.send_signal(signum)
@@ -55,15 +55,15 @@ def test_signal_saves_and_leaves(tmp_path, signum):
 
 def test_not_finite_stops_and_keeps_the_good_checkpoint(chairs, tmp_path):
     c = make_config('chairs', **TINY, epochs=50)
-    t = Trainer(c, chairs, tmp_path/'run', progress=False).fit(until=10)
-    t = Trainer.resume(tmp_path/'run', chairs, progress=False)
+    t = Trainer(c, chairs, tmp_path/'run', device='cpu', progress=False).fit(until=10)
+    t = Trainer.resume(tmp_path/'run', chairs, device='cpu', progress=False)
     with torch.no_grad(): next(t.model.G.parameters()).fill_(float('nan'))
     with pytest.raises(NvsError, match=r'step 20: the loss is not finite; last good checkpoint: .*checkpoint.pt \(step 10\)'): t.fit()
     assert load_run(tmp_path/'run')[3]['trainer']['step'] == 10
 
 def test_static_code_learns_and_rows_not_visited_stay(chairs):
     c = make_config('chairs', **TINY, epochs=1, batch=2, static_rows='clip')
-    t = Trainer(c, chairs, progress=False)
+    t = Trainer(c, chairs, device='cpu', progress=False)
     before = {k: p.clone() for k, p in t.model.dictionary.named_parameters()}
     t.fit(until=1)
     for k, p in t.model.dictionary.named_parameters():
@@ -71,12 +71,12 @@ def test_static_code_learns_and_rows_not_visited_stay(chairs):
         assert sum(moved) == 2 and [i for i, m in enumerate(moved) if m] == sorted(t.batches.draw(0).idx), k
 
 def test_released_static_code_stays(chairs):
-    t = Trainer(make_config('chairs', 'released', **{**TINY, 'visit_steps': 2, 'epochs': 1}), chairs, progress=False)
+    t = Trainer(make_config('chairs', 'released', **{**TINY, 'visit_steps': 2, 'epochs': 1}), chairs, device='cpu', progress=False)
     before = t.model.dictionary.z_s.clone(); t.fit()
     assert torch.equal(before, t.model.dictionary.z_s)
 
 def test_paper_stages_update_what_they_should(chairs):
-    t = Trainer(make_config('chairs', 'paper', **TINY), chairs, progress=False)
+    t = Trainer(make_config('chairs', 'paper', **TINY), chairs, device='cpu', progress=False)
     seen, update = [], t.update
     def spy(which, batch):
         before = {k: v.clone() for k, v in t.model.named_parameters()}
@@ -86,4 +86,4 @@ def test_paper_stages_update_what_they_should(chairs):
     assert seen == [('G', {'G'})] * 5 + [('RZ', {'R', 'Z'})]
 
 def test_wrong_shapes_are_refused(chairs):
-    with pytest.raises(NvsError, match='config asks for 64 px'): Trainer(make_config('chairs', **{**TINY, 'size': 64}), chairs, progress=False)
+    with pytest.raises(NvsError, match='config asks for 64 px'): Trainer(make_config('chairs', **{**TINY, 'size': 64}), chairs, device='cpu', progress=False)
