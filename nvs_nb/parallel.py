@@ -54,7 +54,7 @@ def divide(
         rows.append(keep); places.append(place[ids])
     return Share(mine, rows, tuple(places))
 
-# %% ../nbs/05d_parallel.ipynb #0148e437
+# %% ../nbs/05d_parallel.ipynb #1841b9e6
 class Group:
     "The processes of a training, of which this one has the number `rank`; by default it is alone, and all of this does nothing."
     def __init__(self, rank=0, world=1): self.rank, self.world = rank, world
@@ -113,7 +113,7 @@ class Group:
 
 LOST = re.compile('gloo|nccl|closed by peer|reset by peer', re.I)
 
-# %% ../nbs/05d_parallel.ipynb #1841b9e6
+# %% ../nbs/05d_parallel.ipynb #ac7e8d96
 def join(
     device='auto',  # see `pick_device`
 ):  # (`Group`, name of this process's device)
@@ -130,7 +130,7 @@ def join(
         dist.init_process_group('cpu:gloo,cuda:nccl' if on.type == 'cuda' else 'gloo', timeout=timedelta(hours=6))
     return Group(rank, world), str(on)
 
-# %% ../nbs/05d_parallel.ipynb #ac7e8d96
+# %% ../nbs/05d_parallel.ipynb #618ed9ca
 class Sum(torch.autograd.Function):
     "The sum of a tensor over all processes. Each process's loss depends on the sum, so its gradient is the sum of gradients."
     @staticmethod
@@ -141,7 +141,7 @@ class Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return Sum.forward(None, g)
 
-# %% ../nbs/05d_parallel.ipynb #82b558ca
+# %% ../nbs/05d_parallel.ipynb #30b0ee27
 class SharedNorm(nn.BatchNorm2d):
     "Batch normalisation over the frames of all processes."
     def forward(self, x):
