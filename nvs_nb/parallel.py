@@ -28,11 +28,13 @@ def check_share(
     world,  # number of processes
 ):
     "`NvsError` where some process would own no clip, or find none of its clips in a batch."
-    if world > min(LANES, n): raise NvsError(f'{world} processes: at most {LANES} can share a run, and no more than there are clips ({n})')
+    if world > min(LANES, n):
+        raise NvsError(f'{world} processes: at most {LANES} can share a run, and no more than there are clips ({n})')
     parts = -(-n // batch)
     least = 2 * (LANES - LANES // world) + 1  # two rounds may meet with their other lanes
     if parts > 1 and world > 1 and n // parts < least:
-        raise NvsError(f'{world} processes need batches of at least {least} clips, or one batch for all {n}; here they have {n // parts}: raise batch')
+        raise NvsError(f'{world} processes need batches of at least {least} clips, or one batch for all {n}; '
+                       f'here they have {n // parts}: raise batch')
 
 def divide(
     clips,      # `Clips`, under its id maps

@@ -69,7 +69,8 @@ def measure_quality(
                 c = make_config(name, recipe, seconds=float(length), **{**changes, **fixed})
                 if c.window == 'visit': c = c.replace(window='first', read_frames=0)  # all recipes learn the same frames
                 row = watch(c.replace(draw=0), clips, device)
-                book['rows'][key] = dict(set=name, embedded=not root, recipe=recipe, length=length, clips=len(clips), mean_frame=baseline, **row)
+                about = dict(set=name, embedded=not root, recipe=recipe, length=length, clips=len(clips), mean_frame=baseline)
+                book['rows'][key] = {**about, **row}
                 write_json(path, book)
                 report(f'{key:28} {row["curve"][-1][1]:5.1f} dB at the end; ' + ', '.join(f'{k} dB: {v} s' for k, v in row['reached'].items()))
     return book

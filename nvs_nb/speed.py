@@ -168,7 +168,8 @@ def rungs(
 ):
     "The ladder, from the released procedure up."
     paper = dict(norm='batch', recurrent=True, r_norm='none', layout='frames', code_norm='ball', learn_static=True, triplet='paper')
-    fast = {k: v for k, v in make_config('chairs', 'fast').to_dict().items() if k in ('width', 'act', 'visit_frames', 'static_rows', 'transient_rows', 'd_s', 'd_t')}
+    keys = 'width', 'act', 'visit_frames', 'static_rows', 'transient_rows', 'd_s', 'd_t'
+    fast = {k: getattr(make_config('chairs', 'fast'), k) for k in keys}
     return [
         Rung('released procedure', 'one clip, loops, two updates, new optimisers', {}),
         Rung('vectorised triplet', 'no questions in the step', {}, 'triplet'),
@@ -237,7 +238,8 @@ def measure_rung(
     memory = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else counts['kept']
     floor = predict(counts, peaks, config.precision, config.compile, t.captures, ahead=device.type == 'cuda')
     return dict(**out, **counts, seconds=took, frames=frames, frames_per_s=frames / took, predicted=frames / floor, memory=memory,
-                share_of_products=counts['flops'] / took / peaks[config.precision], share_of_copy=counts['bytes'] / took / peaks['copy'])
+                share_of_products=counts['flops'] / took / peaks[config.precision],
+                share_of_copy=counts['bytes'] / took / peaks['copy'])
 
 def climb(
     device,          # torch device
@@ -271,7 +273,8 @@ def describe(device):
     "What was measured on."
     cuda = device.type == 'cuda'
     name = torch.cuda.get_device_name(device) if cuda else f'{platform.machine()} processor'
-    return dict(device=device.type, name=name, cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version())
+    return dict(device=device.type, name=name, cores=os.cpu_count(), threads=torch.get_num_threads(),
+                torch=torch.__version__, python=platform.python_version())
 
 def main(argv=None):
     "`python -m nvs_nb.speed`: the limits of this machine, the ladder, and the time to quality."
@@ -290,9 +293,12 @@ def main(argv=None):
     out = Path(a.out or f'speed-{device.type}.json')
     sets = dict((s.split('=', 1) + [''])[:2] for s in a.sets)
     if not os.access(out.resolve().parent, os.W_OK): raise NvsError(f'--out {out}: cannot write there')
-    for name, root in sets.items() if 'quality' in a.only else (): load_set(name, root or None), [make_config(name, r) for r in a.recipes]
+    for name, root in sets.items() if 'quality' in a.only else ():  # what is wrong is told before anything is measured
+        load_set(name, root or None)
+        for recipe in a.recipes: make_config(name, recipe)
     if 'ladder' in a.only:
-        found = dict(command=f'python -m nvs_nb.speed --minutes {a.minutes:g}' + (f' --batch {a.batch}' if a.batch else ''), **describe(device))
+        command = f'python -m nvs_nb.speed --minutes {a.minutes:g}' + (f' --batch {a.batch}' if a.batch else '')
+        found = dict(command=command, **describe(device))
         found.update(climb(device, a.minutes / 2, a.batch))
         write_json(out, found)
         print(f'\n{out}: the ladder')
