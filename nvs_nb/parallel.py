@@ -91,8 +91,10 @@ class Group:
         if self.first: self.tell(None)
 
     def leave(self):
-        "The last word."
-        if self.world > 1: dist.destroy_process_group()
+        "The last word, when all have said theirs: who just ends may cut others off, and Gloo then aborts them."
+        if self.world == 1: return
+        dist.barrier()
+        dist.destroy_process_group()
 
     def collect(self, table, rows, n):
         "A divided table `(n, ...)` as a whole, on process 0 (others: None). `rows`: the rows that each process keeps."

@@ -20,6 +20,7 @@ kw = dict(device=device, progress=False, group=group, log_every=1)
 if what.get('resume'): t = Trainer.resume(what['run'], clips, **kw)
 else: t = Trainer(make_config(what['set'], **what['config']), clips, what['run'], **kw)
 t.fit(until=what.get('until'))
+group.leave()
 '''
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
