@@ -114,6 +114,7 @@ def grow(
     counts=(16, 128, 1024, 8192),        # clips
     lengths=(16, 32, 64),                # frames of a clip
     sizes=(64, 128),                     # pixels
+    seconds=.6,                          # each point is timed five times for so long
     report=print,                        # called with a line for each point
     **changes,                           # fields of `Config` for all
 ):  # dict of dicts
@@ -122,7 +123,7 @@ def grow(
         c = dict(batch=16, epochs=10**6, lambda_s=.01, seconds=0., resident='yes', frames=clips.L, size=clips.size, levels=4, **changes)
         return Trainer(make_config('swings', 'fast', **{**c, **kw}), clips, device=device, progress=False)
     def tell(question, trainers):
-        rows = visits_in_turn(trainers, device)
+        rows = visits_in_turn(trainers, device, seconds=seconds)
         for t in trainers.values(): t.batches.close()
         for name, r in rows.items(): report(f'{question:10} {name:>24}: {1000 * r["seconds"]:8.2f} ms a clip-visit')
         return rows
