@@ -34,6 +34,7 @@ def measure_speed(
     torch.set_num_threads(before)
     return {key: min(times) for key, times in seconds.items()}
 
+# %% ../nbs/05b_hardware.ipynb #93b11ce5
 FORMATS = dict(contiguous='contiguous_format', channels_last='channels_last')  # our words, torch's names
 
 def settle(
@@ -62,7 +63,7 @@ def settle(
         return c.replace(precision=precision, memory_format=memory_format, threads=n)
     return c.replace(threads=threads[0])
 
-# %% ../nbs/05b_hardware.ipynb #e091ba52
+# %% ../nbs/05b_hardware.ipynb #5c364a8c
 class Waits(TorchDispatchMode):
     "Within this block, collects the names of operations that make a program wait for an accelerator."
     NAMES = '_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive', 'equal', 'is_nonzero'
@@ -75,7 +76,7 @@ class Waits(TorchDispatchMode):
         if masks or name in self.NAMES: self.names.append(name)
         return func(*args, **kwargs or {})
 
-# %% ../nbs/05b_hardware.ipynb #afd6ee5d
+# %% ../nbs/05b_hardware.ipynb #84695ac0
 class Replay:
     "A function of tensors that changes things in place: called as it is, or recorded as a CUDA graph for each shape and replayed."
     WARM = 3  # ordinary calls before recording

@@ -72,5 +72,6 @@ def measure_quality(
                 about = dict(set=name, embedded=not root, recipe=recipe, length=length, clips=len(clips), mean_frame=baseline)
                 book['rows'][key] = {**about, **row}
                 write_json(path, book)
-                report(f'{key:28} {row["curve"][-1][1]:5.1f} dB at the end; ' + ', '.join(f'{k} dB: {v} s' for k, v in row['reached'].items()))
+                end = row.get('failed') or f'{row["curve"][-1][1]:5.1f} dB at the end'
+                report(f'{key:28} {end}; ' + ', '.join(f'{k} dB: {v} s' for k, v in row['reached'].items()))
     return book

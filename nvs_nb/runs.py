@@ -11,6 +11,7 @@ import contextlib, difflib, itertools, re, shlex, shutil
 from pathlib import Path
 from typing import NamedTuple, Optional
 from .core import NvsError, Config, make_config, parse_changes
+from .batches import visits
 from .data import EMBEDDED, load_clips
 from .models import NVS
 from .checkpoints import describe_clips, load_run
@@ -131,7 +132,7 @@ def share_done(
     "How much of its training a run has behind it."
     c, t = opened.config, opened.state.get('trainer')
     if not t: return None
-    steps = c.epochs * -(-len(opened.about['names']) // c.batch) * c.visit_steps
+    steps = c.epochs * visits(c, len(opened.about['names'])) * c.visit_steps
     return min(1., t['seconds']/c.seconds if c.seconds else t['step']/steps)
 
 # %% ../nbs/07c_runs.ipynb #552ef027

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPLAYED', 'ADAM', 'SLOW', 'TOLERANCE', 'wait', 'pace', 'measure_peaks', 'Count', 'count_step', 'predict',
-           'triplet_looped', 'pyramid_convolved', 'plain_adam', 'slowed', 'Rung', 'rungs', 'noise_clips', 'loss_of',
-           'agreement', 'measure_rung', 'climb', 'describe', 'main']
+           'triplet_looped', 'pyramid_convolved', 'plain_adam', 'slowed', 'Rung', 'rungs', 'noise_clips', 'as_clips',
+           'loss_of', 'agreement', 'measure_rung', 'climb', 'describe', 'main']
 
 # %% ../nbs/12_speed.ipynb #b32ef444
 import argparse, contextlib, gc, os, platform, statistics, time
@@ -192,9 +192,12 @@ TOLERANCE = dict(fp32=1e-3, bf16=2e-2)
 
 def noise_clips(n, size=64, seed=None):
     "Clips of random bytes; another set at each call, unless seeded."
-    frames = np.random.default_rng(seed).integers(0, 256, (n, 16, size, size, 3), np.uint8)
-    names, ids = [f'{i}' for i in range(n)], np.arange(n)
-    return Clips(frames, 0 * ids, ids, names, ['shared'], names, 'noise')
+    return as_clips(np.random.default_rng(seed).integers(0, 256, (n, 16, size, size, 3), np.uint8))
+
+def as_clips(frames):
+    "Clips with a transient row each, and a static one for all."
+    names, ids = [f'clip{i}' for i in range(len(frames))], np.arange(len(frames))
+    return Clips(frames, 0 * ids, ids, names, ['shared'], names)
 
 def loss_of(config, slow, clips, device, steps=Replay.WARM + 2):
     "The mean loss of the first steps, with these slow versions; as many as it takes until a recorded step is replayed."
@@ -241,6 +244,7 @@ def measure_rung(
                 share_of_products=counts['flops'] / took / peaks[config.precision],
                 share_of_copy=counts['bytes'] / took / peaks['copy'])
 
+# %% ../nbs/12_speed.ipynb #da263c32
 def climb(
     device,          # torch device
     minutes=4.,      # of measuring, for all rungs
@@ -254,21 +258,22 @@ def climb(
     steps, peaks, rows = rungs(batch or (64 if cuda else 4)), measure_peaks(device), {}
     config = make_config('chairs', 'released', width=width, resident='no', capture='no', epochs=10**6, threads=torch.get_num_threads())
     clips, slow = noise_clips(max(64, 4 * steps[3].changes['batch']), seed=0), list(SLOW)
-    torch.backends.cudnn.allow_tf32 = False  # products of fp32 rungs are what they are held against
     for rung in steps:
         config = config.replace(**rung.changes)
         if rung.name == 'recipe fast': config = config.replace(batch=4 * config.batch)  # as many frames a step
         if rung.drop: slow.remove(rung.drop)
         if rung.needs == 'cuda' and not cuda or only and rung.name not in only: continue
-        try: row = measure_rung(config, slow, clips, device, peaks, 60 * minutes / len(steps))
-        except Exception as e: row = dict(failed=f'{type(e).__name__}: {e}'.split('\n')[0])  # no compiler, no memory: the others count
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):  # fp32 is held against fp32
+                row = measure_rung(config, slow, clips, device, peaks, 60 * minutes / len(steps))
+        except Exception as e: row = dict(failed=f'{type(e).__name__}: {e}'.split('\n')[0])
         rows[rung.name] = dict(why=rung.why, changes=rung.changes, drop=rung.drop, **row)
         report(f'{rung.name:22}' + (row.get('failed') or '{frames_per_s:10,.0f} frames/s, at best {predicted:10,.0f}'.format(**row)))
         gc.collect()
         torch.compiler.reset()
     return dict(width=width, peaks=peaks, rungs=rows)
 
-# %% ../nbs/12_speed.ipynb #c8330a51
+# %% ../nbs/12_speed.ipynb #9a95b998
 def describe(device):
     "What was measured on."
     cuda = device.type == 'cuda'
@@ -311,5 +316,5 @@ def main(argv=None):
         measure_quality(path, sets, a.recipes, seconds, command, a.device, **dict(threads=a.threads) if a.threads else {})
         print(f'{path}: the time to quality')
 
-# %% ../nbs/12_speed.ipynb #77892b8b
+# %% ../nbs/12_speed.ipynb #b3f54b27
 if __name__ == '__main__' and __spec__: spoken(main, 'speed')  # `python -m`; in a notebook there is no __spec__

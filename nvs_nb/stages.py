@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'TABLES', 'objective', 'total', 'step_joint', 'step_alternating', 'step_released', 'Pieces', 'Passes',
-           'Networks']
+           'Updates', 'Networks']
 
 # %% ../nbs/05e_stages.ipynb #85167e7b
 import torch
@@ -147,8 +147,8 @@ class Passes(Pieces):
         return self.objective(self.c, fake, r, to_float(batch.real), batch.k)
 
 # %% ../nbs/05e_stages.ipynb #26c5034d
-class Networks(Passes):
-    "Model, optimisers, and how they are updated."
+class Updates(Passes):
+    "How optimisers use the gradients."
     def part(self, loss, batch):
         "Of a mean over the clips of this process, its part in the mean over the whole batch."
         return loss * (len(batch.s) / batch.others.size) if batch.others else loss
@@ -183,3 +183,26 @@ class Networks(Passes):
         D, c = self.model.dictionary, self.c
         if c.rank: D.z_t[z] = project_rank(D.z_t[z], c.rank)
         if c.code_norm == 'ball': D.z_s[s], D.z_t[z] = project_ball(D.z_s[s]), project_ball(D.z_t[z])
+
+# %% ../nbs/05e_stages.ipynb #bfd23248
+class Networks(Updates):
+    "Model, optimisers, how they are updated, and how they are taken out and put back."
+    def whole(self):
+        "Weights and state of the optimisers; of divided tables all rows, on process 0."
+        weights, opt = self.model.state_dict(), {k: o.state_dict() for k, o in self.opt.items()}
+        for i, (name, n) in enumerate(zip(TABLES, (self.clips.S, self.clips.T))):
+            if self.group.world == 1 or self.share.rows[i] is None: continue
+            gather = lambda table: self.group.collect(table, [s.rows[i] for s in self.shares], n)
+            weights[f'dictionary.{name}'] = gather(weights[f'dictionary.{name}'])
+            for part in opt['Z'].values():
+                if part: part[i] = gather(part[i])
+        return weights, opt
+
+    def put_back(self, model, opt):
+        "What `whole` gave, as a model and the state of its optimisers."
+        self.keep(model.dictionary)
+        self.model.load_state_dict(model.state_dict())
+        for name in 'GR':  # the averages; options are those of this machine
+            self.opt[name].load_state_dict(dict(state=opt[name]['state'], param_groups=self.opt[name].state_dict()['param_groups']))
+        some = lambda tables: [t if rows is None else t[rows] for t, rows in zip(tables, self.share.rows)]
+        self.opt['Z'].load_state_dict({k: some(v) for k, v in opt['Z'].items()})

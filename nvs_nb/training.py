@@ -17,7 +17,7 @@ from .hardware import Replay, settle
 from .checkpoints import save_checkpoint, load_run, describe_clips
 from .batches import Batch, Batches, visits
 from .parallel import Group
-from .stages import STEPS, TABLES, Networks, total
+from .stages import STEPS, Networks, total
 
 # %% ../nbs/06_training.ipynb #6f18271d
 class Course(Networks):
@@ -97,26 +97,6 @@ class Kept(Course):
         fake = generate(self.model, *(place[some] for place in self.share.places))
         pairs = zip(self.clips.frames[some, :self.c.frames], fake)
         save_strip(self.run/'samples'/f'step_{self.step:06d}.png', [clip for pair in pairs for clip in pair])
-
-    def whole(self):
-        "Weights and state of the optimisers; of divided tables all rows, on process 0."
-        weights, opt = self.model.state_dict(), {k: o.state_dict() for k, o in self.opt.items()}
-        for i, (name, n) in enumerate(zip(TABLES, (self.clips.S, self.clips.T))):
-            if self.group.world == 1 or self.share.rows[i] is None: continue
-            gather = lambda table: self.group.collect(table, [s.rows[i] for s in self.shares], n)
-            weights[f'dictionary.{name}'] = gather(weights[f'dictionary.{name}'])
-            for part in opt['Z'].values():
-                if part: part[i] = gather(part[i])
-        return weights, opt
-
-    def put_back(self, model, opt):
-        "What `whole` gave, as a model and the state of its optimisers."
-        self.keep(model.dictionary)
-        self.model.load_state_dict(model.state_dict())
-        for name in 'GR':  # the averages; options are those of this machine
-            self.opt[name].load_state_dict(dict(state=opt[name]['state'], param_groups=self.opt[name].state_dict()['param_groups']))
-        some = lambda tables: [t if rows is None else t[rows] for t, rows in zip(tables, self.share.rows)]
-        self.opt['Z'].load_state_dict({k: some(v) for k, v in opt['Z'].items()})
 
     def restore(self, model, saved):
         "Put back what `save` wrote."
