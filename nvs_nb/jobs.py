@@ -19,8 +19,9 @@ from .data import EMBEDDED, Clips, load_clips
 from .models import NVS
 from .checkpoints import describe_clips, load_run
 from .hardware import settle
-from .training import Trainer
+from .rivals import new_clips, trainer_of
 from .features import find_vgg, motion, untrained_vgg
+from .samples import SAMPLES, judge
 from .reports import read_scores, score_all
 
 # %% ../nbs/07d_jobs.ipynb #55839791
@@ -30,6 +31,7 @@ class Job:
     name: str       # such as 'chairs/full', a path below the folder of the jobs
     config: Config  # as asked for; precision and threads may still be open
     root: str = ''  # folder of the files, for sets that are not embedded
+    visits: int = 0  # also score the model as it is after so many clips shown, into scores-visits.json; 0: only at the end
 
 def job_path(
     job,     # `Job`
@@ -54,12 +56,17 @@ class Plan:
     sets: tuple = ('chairs', 'weizmann', 'golf')
     seconds: float = 0.         # of a main training; 0: as the scale says
     changes: dict = field(default_factory=dict)  # settings for all trainings, such as width=128
+    only: tuple = ()            # names of the parts to make; (): as the scale says
+    vgg: str = ''               # VGG16 weights (.npz) for scores that are made with the page; '': random ones
+    folder: str = ''            # of the trainings, where such scores are kept
 
     def __post_init__(self):
         if self.scale not in SCALES: raise NvsError(f'--scale {self.scale}: choose {", ".join(SCALES)}')
         for key, place in dict(set='SET', recipe='--scale', seconds='--seconds').items():
             if key in self.changes: raise NvsError(f'--set {key}={self.changes[key]}: this is said by {place}')
 
+    @property
+    def main_seconds(self): return self.seconds or SCALES[self.scale][0]
     def embedded(self, base): return base not in self.roots
     def set_of(self, base): return (RELATIVE if self.embedded(base) else ARCHIVE)[base]
 
@@ -70,8 +77,7 @@ class Plan:
         **changes, # what makes it this experiment
     ):  # `Job`
         "A training of the plan."
-        seconds, settings = SCALES[self.scale]
-        seconds = (self.seconds or seconds) * share
+        settings, seconds = SCALES[self.scale][1], self.main_seconds * share
         config = make_config(self.set_of(base), **{**settings, 'seconds': seconds, **self.changes, **changes})
         return Job(f'{base}/{name}', config, str(self.roots.get(base, '')))
 
@@ -81,12 +87,14 @@ def real_motion(
     real,    # their frames as scored, uint8 (N, L, H, W, 3)
     vgg,     # feature network
     folder,  # of all jobs
+    looks=False,  # of `motion`
 ):  # dict mode -> (N, F)
     "`motion` of the real clips, from a file if it has been computed before."
-    path = Path(folder)/f'real-{describe_clips(clips)["fingerprint"]}-{real.shape[1]}-{vgg.source.get("sha256", "random")}.pt'
+    name = f'real-{describe_clips(clips)["fingerprint"]}-{real.shape[1]}-{vgg.source.get("sha256", "random")}'
+    path = Path(folder)/f'{name}{"-looks" * looks}.pt'
     try: return torch.load(path, weights_only=True)
     except Exception: pass  # missing or damaged: compute it
-    f = motion(real, vgg)
+    f = motion(real, vgg, looks=looks)
     atomic_write(path, lambda tmp: torch.save(f, tmp))
     return f
 
@@ -103,16 +111,21 @@ def work(
     clips = load_clips(config, told['root'])
     again = (path/'checkpoint.pt').exists()
     kw = dict(device=device, progress=False, sample_every=1e9)
-    t = Trainer.resume(path, clips, **kw) if again else Trainer(config, clips, path, root=told['root'], **kw)
+    kind, vgg = trainer_of(config), feature_net(told['vgg']).to(device)
+    t = kind.resume(path, clips, **kw) if again else kind(config, clips, path, root=told['root'], **kw)
+    real, visits = clips.frames[:, :config.frames], told.get('visits', 0)
+    f_real = lambda: real_motion(clips, real, vgg, told['folder'], looks=config.model != 'ours')
+    def score():
+        if config.model == 'ours': scores = score_all(t.model, t.c, clips, vgg, f_real=f_real())[0]
+        else: scores = judge(real, new_clips(t.model, SAMPLES, real), vgg, f_real())
+        return scores | dict(step=t.step, train_seconds=round(t.seconds, 1), visits=t.shown)
     def tell(t):
+        if visits and t.shown >= visits and not (path/'scores-visits.json').exists(): write_json(path/'scores-visits.json', score())
         with contextlib.suppress(OSError):  # whoever listened may be gone; the training goes on
-            print(json.dumps(dict(done=t.done(), psnr=t.stats[-1]['psnr'])), flush=True)
+            print(json.dumps(dict(done=t.done(), psnr=t.stats[-1].get('psnr'))), flush=True)
     if t.done() < 1: t.fit(on_log=tell)
     if t.stopped: return 128 + t.stopped
-    vgg = feature_net(told['vgg']).to(device)
-    f_real = real_motion(clips, clips.frames[:, :config.frames], vgg, told['folder'])
-    scores, *_ = score_all(t.model, t.c, clips, vgg, f_real=f_real)
-    write_json(path/'scores.json', scores | dict(step=t.step, train_seconds=round(t.seconds, 1)))
+    write_json(path/'scores.json', score())
     return 0
 
 # %% ../nbs/07d_jobs.ipynb #23b4e226
@@ -140,7 +153,7 @@ def prepare(
         c = c.replace(threads=c.threads or machine.threads)
         if c.precision == 'auto': c = c.replace(precision=machine.precision)
         if c.memory_format == 'auto': c = c.replace(memory_format=machine.memory_format)
-        told = dict(name=job.name, config=c.to_dict(), root=job.root, vgg=str(vgg), device=str(device), folder=str(folder))
+        told = dict(name=job.name, config=c.to_dict(), root=job.root, visits=job.visits, vgg=str(vgg), device=str(device), folder=str(folder))
         write_json(job_path(job, folder)/'job.json', told)
 
 # %% ../nbs/07d_jobs.ipynb #cb81f0bf

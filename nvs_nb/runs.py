@@ -10,7 +10,7 @@ __all__ = ['PRETRAINED', 'settings', 'numbered', 'is_free', 'place_run', 'new_fo
 import contextlib, difflib, itertools, re, shlex, shutil
 from pathlib import Path
 from typing import NamedTuple, Optional
-from .core import NvsError, Config, make_config, parse_changes
+from .core import CHOICES, NvsError, Config, make_config, parse_changes
 from .batches import visits
 from .data import EMBEDDED, load_clips
 from .models import NVS
@@ -24,17 +24,19 @@ def settings(
     changes=(),    # texts 'key=value'
     epochs=None,   # passes over the clips, or
     seconds=None,  # time to train
+    model='ours',  # whose networks
 ):  # `Config`
     "The configuration that options ask for. `NvsError` names the option that cannot be, or that contradicts another."
     changes = parse_changes(changes)
-    for key, place in (('set', 'SET'), ('recipe', '--recipe')):
+    for key, place in (('set', 'SET'), ('recipe', '--recipe'), ('model', '--model')):
         if key in changes: raise NvsError(f'--set {key}={changes[key]}: this is said by {place}')
     for key, value in (('epochs', epochs), ('seconds', seconds)):
         if value is None: continue
         if key in changes: raise NvsError(f'--{key} and --set {key}: give one of them')
         changes[key] = value
     if 'epochs' in changes and changes.get('seconds'): raise NvsError('--epochs and --seconds: give one, not both')
-    return make_config(set_name, recipe, **changes)
+    if model not in CHOICES['model']: raise NvsError(f'--model {model}: choose one of {", ".join(CHOICES["model"])}')
+    return make_config(set_name, recipe, model=model, **changes)
 
 # %% ../nbs/07c_runs.ipynb #c051b11e
 def numbered(path):

@@ -20,17 +20,21 @@ from .parallel import Group
 from .stages import STEPS, Networks, total
 
 # %% ../nbs/06_training.ipynb #6f18271d
+PARTS = 'rec', 'static', 'triplet', 'active', 'mse'  # of the objective, in the order of `sums`
+
 class Course(Networks):
     "How far the run is, its steps, and its statistics."
     def start(self):
         self.step, self.seconds, self.stopped, self.saved_step = 0, 0., 0, None
         self.stats, self.n, self.seen = [], 0, 0
-        self.sums = torch.zeros(len(PARTS), device=self.device)
+        self.sums = torch.zeros(len(self.PARTS), device=self.device)
         self.batches = Batches(self.c, self.clips, self.device, *(self.share.mine, self.share.places) if self.group.world > 1 else ())
         self.replay = Replay(self.compute, self.captures)
 
     @property
     def steps(self): return self.c.epochs * visits(self.c, len(self.clips)) * self.c.visit_steps
+    @property
+    def shown(self): return self.step * len(self.clips) // visits(self.c, len(self.clips))  # clips shown so far
     def done(self): return min(1., self.seconds / self.c.seconds if self.c.seconds else self.step / self.steps)
     def lr_factor(self):
         "The schedule: what the learning rates are multiplied by now."
@@ -41,7 +45,7 @@ class Course(Networks):
         "What happens on the device in a step; its numbers are added to `sums`."
         batch = Batch(*batch)
         parts = STEPS[self.c.schedule](self, batch)
-        self.sums += self.part(torch.stack([parts[k].detach().float() for k in PARTS]), batch)
+        self.sums += self.part(torch.stack([parts[k].detach().float() for k in self.PARTS]), batch)
 
     def advance(self):
         "One step."
@@ -55,17 +59,22 @@ class Course(Networks):
     def log(self):
         "Read the sums, check them, make a line of statistics."
         self.group.add_up([self.sums])
-        line = dict(zip(PARTS, (self.sums / self.n).tolist()))
-        line['loss'] = total(self.c, line)
-        if not (math.isfinite(line['loss']) and math.isfinite(line['mse'])):
+        line = self.told(dict(zip(self.PARTS, (self.sums / self.n).tolist())))
+        if not all(math.isfinite(line[k]) for k in self.CHECKED):
             raise NvsError(f'step {self.step}: the loss is not finite; {self.last_good()}')
         clips_per_s = self.seen / max(self.seconds - (self.stats[-1]['seconds'] if self.stats else 0), 1e-9)
         self.stats.append(dict(step=self.step, epoch=self.step * self.c.epochs / self.steps, seconds=self.seconds,
-            psnr=-10 * math.log10(max(line.pop('mse'), 1e-10)), **line, lr=self.lr_factor(), clips_per_s=clips_per_s))
+            **line, lr=self.lr_factor(), clips_per_s=clips_per_s))
         self.n = self.seen = 0
         self.sums.zero_()
 
-PARTS = 'rec', 'static', 'triplet', 'active', 'mse'  # of the objective, in the order of `sums`
+    PARTS = PARTS  # what a step tells; another model tells other things
+    CHECKED = 'loss', 'psnr'
+    SHOWN = 'loss {loss:.3g}, PSNR {psnr:.1f} dB'
+    def told(self, line):
+        "The numbers of a line of statistics, from means of `PARTS`."
+        mse = line.pop('mse')
+        return dict(psnr=-10 * math.log10(max(mse, 1e-10)), **line, loss=total(self.c, line))
 
 # %% ../nbs/06_training.ipynb #ce2bf00a
 class Kept(Course):
@@ -154,8 +163,7 @@ class Trainer(Kept):
                     start = time.monotonic()
                     self.log()  # on an accelerator the steps since the last line end here
                     self.seconds = self.group.agree(0, self.seconds + time.monotonic() - start)[1]
-                    line = 'loss {loss:.3g}, PSNR {psnr:.1f} dB, {clips_per_s:.0f} clips/s'
-                    bar.set_postfix_str(line.format(**self.stats[-1]), refresh=False)
+                    bar.set_postfix_str((self.SHOWN + ', {clips_per_s:.0f} clips/s').format(**self.stats[-1]), refresh=False)
                     if on_log: on_log(self)
                 bar.update(now() - bar.n)
                 if self.seconds - sampled > self.sample_every: self.sample(); sampled = self.seconds
