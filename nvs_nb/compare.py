@@ -35,9 +35,10 @@ class Entry(NamedTuple):
 
 def cost_of(model, scores, config):
     "What a run has cost: of its model and its scores."
-    shown = scores.get('visits') or scores['step'] * config.batch
-    return dict(seconds=scores['train_seconds'], steps=scores['step'], visits=shown,
-                frames_seen=shown * min(config.visit_frames or config.frames, config.frames),
+    step = scores.get('step')  # None for weights without a state of training
+    shown = step and (scores.get('visits') or step * config.batch)
+    return dict(seconds=scores.get('train_seconds'), steps=step, visits=shown,
+                frames_seen=shown and shown * min(config.visit_frames or config.frames, config.frames),
                 parameters=sum(p.numel() for p in model.parameters()))
 
 def entries(
@@ -74,7 +75,7 @@ def score_table(
     "Scores and costs, real clips and frozen video first."
     out = [[label, *(number(s[k], d) if k in s else '' for k, (_, d) in COLUMNS.items()), '', ''] for label, s in bounds(rows[0].scores).items()]
     for e in rows:
-        out.append([e.label, *(number(e.scores[k], d) for k, (_, d) in COLUMNS.items()), f'{e.cost["seconds"]:.0f}', f'{e.cost["visits"]:,}'])
+        out.append([e.label, *(number(e.scores[k], d) for k, (_, d) in COLUMNS.items()), number(e.cost['seconds'], 0), f'{e.cost["visits"]:,}' if e.cost['visits'] else '-'])
     told = (f'{rows[0].scores["samples"]} clips of each, against the training clips. MCS: lower is better; its bound is that of random halves of the real '
             'clips. FCS, diversity, sharpness, drift: good near the value of the real clips. Coverage: share of the training clips that are the nearest to some '
             'sample. Fidelity: distance to the nearest training clip, 0 for a copy; its bound is the distance of a real clip to another one.')
@@ -103,7 +104,7 @@ def curves(
     skip = {'step', 'epoch', 'seconds', 'lr', 'clips_per_s'}
     fig, axes = new_figure(1, len(runs), width=3.2 * len(runs) + .6, height=2.4, squeeze=False)
     for ax, (label, stats) in zip(axes[0], runs.items()):
-        for k in (k for k in (stats[0] if stats else {}) if k not in skip): ax.plot([s['seconds'] for s in stats], [s[k] for s in stats], lw=1, label=k)
+        for k in (k for k in stats[0] if k not in skip): ax.plot([s['seconds'] for s in stats if k in s], [s[k] for s in stats if k in s], lw=1, label=k)
         ax.set(xlabel='seconds', title=label)
         ax.set_yscale('symlog', linthresh=.1)
         ax.legend(fontsize=6, frameon=False)
@@ -141,7 +142,7 @@ def finish_samples(
         made['samples/curves.png'] = 'the losses while training'
     write_json(run/'scores.json', scores)
     changed = [(f'`{k}`', setting(a), setting(b)) for k, (a, b) in differences(config).items()]
-    random = '' if 'sha256' in vgg.source else f' **Features of a VGG16 with random weights: the scores cannot be compared with others.** {why}'
+    random = '' if 'sha256' in vgg.source else f' **Features of a VGG16 with random weights: the scores cannot be compared with others**{why and f" ({why})"}.'
     trained = f', {scores["step"]} steps in {scores["train_seconds"]:.0f} s' if stats else ''
     parts = [f'# {run.name}: {LABEL[config.model]} on {len(real)} clips of {clips.set}', f'Recipe `{config.recipe}`{trained}.{random}',
         '![new clips](samples/new.gif)', '## Scores', md_table(('score', f'{SAMPLES} new clips', 'to compare with'), sample_rows(scores)),
@@ -165,21 +166,28 @@ def compare(
     "Write `report.md`, `report.html` and `results.json` about runs on the same clips. `NvsError` if they are not."
     opened = [open_run(n, device) for n in names]
     first = opened[0].config
-    clips = load_clips(first.replace(static_rows='set', transient_rows='set'), root or opened[0].about['root'])
+    where = [r.path.resolve() for r in opened]
+    for p in where:
+        if where.count(p) > 1: raise NvsError(f'{p}: given twice')
+    for r in opened:
+        if (r.config.frames, r.config.size) != (first.frames, first.size):
+            raise NvsError(f'{r.path}: clips of {r.config.frames} frames and {r.config.size} pixels, {opened[0].path} has {first.frames} and {first.size}')
+    was = opened[0].about['root']
+    try: clips = load_clips(first.replace(static_rows='set', transient_rows='set'), root or was)
+    except NvsError as e: raise NvsError(f'{e}; {opened[0].path} had its clips there: give --root' if was and not root else str(e)) from None
     for r in opened:  # the rows of a dictionary are a model's own business; frames and names must be the same
         if r.about['fingerprint'] != describe_clips(clips.rows(r.config.static_rows, r.config.transient_rows))['fingerprint']:
             raise NvsError(f'{r.path}: trained on other clips than those of {opened[0].path}; only runs on the same clips can be compared')
-        if r.config.frames != first.frames: raise NvsError(f'{r.path}: clips of {r.config.frames} frames, {opened[0].path} has {first.frames}')
     vgg, rows, stats, shared = vgg or untrained_vgg(), [], {}, []
     def f_real():  # the same for all
         if not shared: shared.append(motion(clips.frames[:, :first.frames], vgg, progress, looks=True))
         return shared[0]
-    many = len({r.config.model for r in opened}) < len(opened)
+    many, alike = len({r.config.model for r in opened}) < len(opened), len({r.folder.name for r in opened}) < len(opened)
     for r in opened:
-        t, name = r.state.get('trainer') or {}, LABEL[r.config.model] + f' ({r.folder.name})' * many
-        scores = dict(step=t.get('step', 0), train_seconds=t.get('seconds', 0.))
+        t, name = r.state.get('trainer') or {}, LABEL[r.config.model] + f' ({r.path if alike else r.folder.name})' * many
+        scores = dict(step=t.get('step'), train_seconds=t.get('seconds'))
         rows += entries(r.model, r.config, clips.rows(r.config.static_rows, r.config.transient_rows), r.home, cost_of(r.model, scores, r.config), vgg, f_real, name, progress=progress, n=n)
-        if r.config.model != 'ours': stats[name] = t.get('stats', [])
+        if r.config.model != 'ours' and read_stats(r.folder): stats[name] = read_stats(r.folder)
     random = [] if 'sha256' in vgg.source else ['**Features of a VGG16 with random weights: these scores cannot be compared with others.**']
     parts = [Section('Scores', [score_table(rows)], {e.label: {k: v for k, v in e.scores.items() if k != 'cards'} | e.cost for e in rows}),
         Section('Clips', [Picture('strips.png', strips_of(rows), 'Every second frame; two clips of each, not chosen'),
@@ -262,7 +270,7 @@ def sections(plan, done):
         d = next(d for name, d in done.items() if name.startswith(base + '/') and hasattr(d, 'model'))
         c = plan.job(base, 'full').config
         shown, (seeds, by_seed) = rows_of(done, base, plan, vgg, plan.folder, True), seed_table(done, base)
-        stats = {m: read_stats(done[f'{base}/{m}'].path) for m in RIVALS if hasattr(done.get(f'{base}/{m}'), 'path')}
+        stats = {m: s for m in RIVALS if hasattr(done.get(f'{base}/{m}'), 'path') and (s := read_stats(done[f'{base}/{m}'].path))}
         random = '' if 'sha256' in vgg.source else ' **Features of a VGG16 with random weights: not to be compared with other tables.**'
         parts = [f'{len(d.clips)} clips of `{d.config.set}`. Same time for each model, one processor core; ours is shown {c.visit_frames or c.frames} frames of a clip at a time, the others all. '
             f'Video-VAE is given first frames, of training clips drawn at random: it starts from a real frame, and nobody else does.{random}',

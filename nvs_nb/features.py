@@ -140,7 +140,7 @@ def motion(
     for c in tqdm(clips, desc='VGG', disable=not progress):
         f = vgg_features(c, net)
         d = f.diff(dim=0)
-        for k, v in zip(out, (d.abs().mean(0), d.mean(0), *[looks_of(f)] * looks)): out[k].append(v)
+        for k, v in zip(out, (d.abs().mean(0), d.mean(0), *([looks_of(f)] if looks else []))): out[k].append(v)
     return {k: torch.stack(v) for k, v in out.items()}
 
 LOOKS = 4  # frames of a clip, evenly from the first to the last

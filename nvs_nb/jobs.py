@@ -62,7 +62,7 @@ class Plan:
 
     def __post_init__(self):
         if self.scale not in SCALES: raise NvsError(f'--scale {self.scale}: choose {", ".join(SCALES)}')
-        for key, place in dict(set='SET', recipe='--scale', seconds='--seconds').items():
+        for key, place in dict(set='SET', recipe='--scale', seconds='--seconds', model='--only compare').items():
             if key in self.changes: raise NvsError(f'--set {key}={self.changes[key]}: this is said by {place}')
 
     @property

@@ -69,12 +69,14 @@ def sample_rows(
 ):  # list of (label, value, what to compare it with)
     "The scores of a set of samples as rows of text."
     real = lambda k, d=2: f'{number(s[k + "_real"], d)} (real clips)'
-    rows = [('training clips met', f'{s["distinct"]} ({number(s["coverage"], 2)})', f'{number(s["coverage_bound"], 2)} (real clips, drawn)'),
+    rows = [('coverage: clips met', f'{s["distinct"]} ({number(s["coverage"], 2)})', f'{number(s["coverage_bound"], 2)} ({s["samples"]} real clips, drawn)'),
             ('fidelity: to the nearest', number(s['fidelity']), f'{number(s["fidelity_real"])} (real, to another)'),
             ('diversity', number(s['diversity']), '1.00 (real clips)'), ('sharpness', number(s['sharpness']), '1.00 (real clips)'),
             ('drift', number(s['drift']), real('drift')), ('FCS', number(s['fcs'], 3), real('fcs', 3))]
     for key, label in (('mcs', 'MCS, absolute'), ('mcs_signed', 'MCS, signed')):
-        rows.append((label, number(s[key]), f'{number(s[key + "_floor"])} (real halves), {number(s[key + "_frozen"])} (frozen)'))
+        if s[key + '_frozen'] is None: rows.append((label, '-', 'the training clips do not move'))
+        else: rows.append((label, number(s[key]), f'{number(s[key + "_floor"])} (real halves), {number(s[key + "_frozen"])} (frozen)'))
+    if 'sha256' not in s['cards']['mcs']: rows.append(('features', 'random', 'not the trained VGG16: compare within a table only'))
     return rows
 
 def text_table(rows):
@@ -164,7 +166,8 @@ def read_stats(
     if not path.exists(): return []
     try: stats = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     except (OSError, ValueError) as e: raise NvsError(f'{path}: not readable as lines of JSON ({e})') from e
-    if all(isinstance(s, dict) and {'step', 'epoch', 'seconds'} <= s.keys() for s in stats): return stats
+    number = lambda x: isinstance(x, (int, float))
+    if all(isinstance(s, dict) and {'step', 'epoch', 'seconds'} <= s.keys() and all(map(number, s.values())) for s in stats): return stats
     raise NvsError(f'{path}: not the statistics of a run')
 
 # %% ../nbs/07b_reports.ipynb #f6ead687
@@ -259,5 +262,5 @@ def read_scores(
     if not path.exists(): return None
     scores = read_json(path)
     try: score_rows(scores)
-    except (KeyError, TypeError, AttributeError): raise NvsError(f'{path}: not the scores of a run') from None
+    except (KeyError, TypeError, AttributeError, ValueError): raise NvsError(f'{path}: not the scores of a run') from None
     return scores

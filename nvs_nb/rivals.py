@@ -15,7 +15,7 @@ from .core import NvsError, Config, make_rng
 from .data import to_float, to_uint8
 from .viz import save_strip
 from .checkpoints import rival
-from .batches import Batch
+from .batches import Batch, visits
 from .parallel import Group
 from .training import Trainer
 
@@ -88,7 +88,7 @@ class GAN(nn.Module):
     ):
         super().__init__()
         if c.frames != c.size // 4:
-            raise NvsError(f'config: model={c.model} makes {c.size // 4} frames of {c.size} pixels, not frames={c.frames}')
+            raise NvsError(f'config: model={c.model} makes {c.size // 4} frames of {c.size} pixels, not frames={c.frames}; give --set frames={c.size // 4}')
         self.c, self.G, self.D = c, G, nn.ModuleList(critics)
         for net in (self.G, self.D): init_small(net)
 
@@ -145,9 +145,13 @@ class Rival(Trainer):
         self.c, self.clips, self.device = c, clips.rows(c.static_rows, c.transient_rows), torch.device(device)
         self.group, self.captures = group or Group(), False
         if self.group.world > 1: raise NvsError(f'config: model={c.model} trains in one process; several are for model=ours')
+        if len(clips) // visits(c, len(clips)) < 2:
+            raise NvsError(f'config: model={c.model} needs two clips or more in a step; there are {len(clips)} clips and batch={c.batch}')
         if self.device.type == 'cuda': torch.backends.cudnn.benchmark = True
         torch.set_num_threads(c.threads)
-        self.model = self.networks(c).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(c.seed)  # of first weights
+            self.model = self.networks(c).to(self.device)
         self.PARTS = self.CHECKED = self.model.PARTS
         self.SHOWN = ', '.join(f'{k} {{{k}:.3g}}' for k in self.PARTS)
         self.new_optimisers()
@@ -173,7 +177,10 @@ class Rival(Trainer):
 
     def put_back(self, model, opt):
         self.model.load_state_dict(model.state_dict())
-        for name, o in self.opt.items(): o.load_state_dict(dict(state=opt[name]['state'], param_groups=o.state_dict()['param_groups']))
+        for name, o in self.opt.items():
+            o.load_state_dict(dict(state=opt[name]['state'], param_groups=o.state_dict()['param_groups']))
+            for p in o.param_groups[0]['params'] if opt[name]['state'] else ():  # empty before the first step
+                if any(x.shape != p.shape for x in o.state[p].values() if x.ndim): raise ValueError(f'averages of {name}')
 
     def sample(self):
         "Film strips of four new clips into `samples/`."

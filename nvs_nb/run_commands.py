@@ -23,7 +23,7 @@ Run = Annotated[str, typer.Argument(metavar='RUN', show_default=False,
 Again = Annotated[Optional[str], option('--root', 'DIR', 'Folder of the files, if it has moved since the training.')]
 Device = Annotated[str, option('--device', 'NAME', 'auto, cpu or cuda.', True)]
 Vgg = Annotated[Optional[str], option('--vgg16', 'PATH', 'VGG16 weights (.npz) for the motion score; '
-    "'download' fetches them (528 MB). Default: $NVS_VGG16, else the score is left out.")]
+    "'download' fetches them (528 MB). Default: $NVS_VGG16, else the score is left out; a rival's are then computed with random ones.")]
 
 def resume_line(run): return f'nvs resume {shlex.quote(str(run))}'
 
@@ -35,7 +35,7 @@ def generate(
     format: Annotated[list[Format], option('--format', 'gif|mp4|strip', 'May be repeated. Default: all three.')] = [],
     fps: Annotated[int, option('--fps', 'N', 'Frames per second.', True, min=1, max=60)] = 12,
     scale: Annotated[int, option('--scale', 'N', 'Enlarge by a whole factor.', True, min=1, max=16)] = 1,
-    new: Annotated[Optional[int], option('--new', 'N', 'New clips instead: of codes exchanged between clips; of drawn codes for a rival.',
+    new: Annotated[Optional[int], option('--new', 'N', 'New clips instead: of codes exchanged between clips; of drawn codes for a rival, which makes 16 if you do not say.',
         min=1, max=10000)] = None,
     root: Again = None,
     device: Device = 'auto',
@@ -61,7 +61,8 @@ def generate(
         if 'gif' in kinds: viz.save_gif(folder/f'{stem}.gif', frames, fps, scale)
         if 'mp4' in kinds: viz.save_mp4(folder/f'{stem}.mp4', frames, fps, scale)
         if 'strip' in kinds and stem != 'all': viz.save_strip(folder/f'{stem}.png', viz.bigger(frames, scale))
-    say(f'{len(clips)} of {len(names)} clips as {", ".join(dict.fromkeys(kinds))} in {folder}')
+    many = f'{len(clips)} new clips' if names[:1] == ['new_0001'] else f'{len(clips)} of {len(names)} clips'
+    say(f'{many} as {", ".join(dict.fromkeys(kinds))} in {folder}')
     if len(clips) > 1 and 'gif' in kinds: say(f'all at once: {folder/"all.gif"}')
 
 # %% ../nbs/12d_run_commands.ipynb #512006df
@@ -102,6 +103,7 @@ def compare(
     vgg, path = find_vgg(vgg16, False, on)[0], next(filter(is_free, numbered(Path(out))))
     with new_folder(path): rows = compare(names, path, root, vgg, on, n=samples)
     say(as_text(score_table(rows)))
+    if not vgg: say('\nfeatures of a VGG16 with random weights: compare within this table only; --vgg16 names trained ones')
     say(f'\nreport      {path/"report.md"}')
 
 def info(run: Run):
@@ -113,7 +115,7 @@ def info(run: Run):
     say(f'run         {r.path}: {about["set"]}, {"" if c.model == "ours" else c.model + ", "}recipe {c.recipe}')
     say(f'clips       {len(about["names"])} of {c.frames} frames, {c.size}x{c.size} px, '
         f'from {about["root"] or "the package"}: ' + ', '.join(about['names'][:4] + ['...'][:len(about['names']) > 4]))
-    say(f'rows        {len(about["static_names"])} static, {len(about["transient_names"])} transient')
+    if c.model == 'ours': say(f'rows        {len(about["static_names"])} static, {len(about["transient_names"])} transient')
     changed = ', '.join(f'{k}={setting(v)}' for k, (_, v) in differences(c).items())
     say(f'settings    {changed or "as the recipe says"}; computed in {c.precision}, {c.threads} threads')
     if stats:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'CARD', 'KINDS', 'distances', 'nearest', 'sharpness', 'judge', 'kinds_of', 'our_clips', 'draw_samples',
-           'judge_run']
+           'whole', 'judge_run']
 
 # %% ../nbs/07_samples.ipynb #aa4bfc62
 import hashlib, time
@@ -135,6 +135,14 @@ def draw_samples(
     return new_clips(model, n, real, seed) if kind == 'new' else our_clips(model, about, n, kind, seed)
 
 # %% ../nbs/07_samples.ipynb #022614d4
+def whole(scores):
+    "Whether a dictionary holds what `judge` returns."
+    named = ['coverage', 'coverage_bound', 'fidelity', 'fidelity_real', 'diversity', 'sharpness', 'drift', 'drift_real', 'fcs', 'fcs_real', 'samples', 'distinct',
+             *(f'mcs{a}{b}' for a in ('', '_signed') for b in ('', '_floor', '_frozen'))]
+    number = lambda x: x is None or isinstance(x, (int, float))
+    lists = all(isinstance(scores.get(k), list) and all(map(number, scores[k])) for k in ('hits', 'frames', 'frames_real'))
+    return lists and all(k in scores and number(scores[k]) for k in named) and isinstance(scores['coverage'], float) and 'mcs' in scores['cards']
+
 def judge_run(
     home,    # folder of the run, for `samples.json`; None: keep nothing
     model, config,  # of any kind
@@ -145,13 +153,14 @@ def judge_run(
     n=SAMPLES,       # clips of each kind
 ):  # dict: kind of sample -> what `judge` returned
     "Score every kind of sample of a run, or read the scores if they are those of its last step."
-    path, about, real = home and Path(home)/'samples.json', describe_clips(clips), clips.frames[:, :config.frames]
+    file = 'samples.json' if n == SAMPLES else f'samples-{n}.json'
+    path, about, real = home and Path(home)/file, describe_clips(clips), clips.frames[:, :config.frames]
     weights = hashlib.sha256(b''.join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
     made_of = dict(weights=weights, fingerprint=about['fingerprint'], samples=n, **vgg.source)
     if path and path.exists():
         try:
             old = read_json(path)
-            if old.get('made_of') == made_of and {*old['kinds']} == {*kinds_of(config, about)}: return old['kinds']
+            if old.get('made_of') == made_of and {*old['kinds']} == {*kinds_of(config, about)} and all(map(whole, old['kinds'].values())): return old['kinds']
         except (NvsError, AttributeError, KeyError, TypeError): pass  # damaged: score again
     f = f_real() if f_real else motion(real, vgg, progress, looks=True)
     kinds = {k: judge(real, draw_samples(model, config, about, k, real, n), vgg, f, progress) for k in kinds_of(config, about)}

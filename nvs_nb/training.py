@@ -108,7 +108,9 @@ class Kept(Course):
         save_strip(self.run/'samples'/f'step_{self.step:06d}.png', [clip for pair in pairs for clip in pair])
 
     def restore(self, model, saved):
-        "Put back what `save` wrote."
+        "Put back what `save` wrote. `ValueError` for what cannot have been written by it."
+        step, seconds, stats = (saved[k] for k in STATE)
+        if type(step) is not int or step < 0 or not seconds >= 0 or not all(isinstance(s, dict) for s in stats): raise ValueError('step, seconds or stats')
         self.put_back(model, saved['opt'])
         for k in STATE: setattr(self, k, saved[k])
         self.saved_step = self.step

@@ -41,7 +41,7 @@ def test_train_look_generate(model):
     run = Path('runs')/f'chairs-{model}'
     scores = json.loads((run/'scores.json').read_text())
     assert scores['samples'] == FEW and sum(scores['hits']) == FEW and 0 < scores['coverage'] <= 1 and scores['step'] == 6
-    assert 'random weights' in (run/'report.md').read_text() and 'training clips met' in r.out
+    assert 'random weights' in (run/'report.md').read_text() and 'coverage: clips met' in r.out and 'not the trained VGG16' in r.out
     for name in re.findall(r'\]\((samples/[^)]+)\)', (run/'report.md').read_text()): assert (run/name).stat().st_size > 200, name
     assert f'--model {model}' in (run/'report.md').read_text()
     assert model in done('info', run).out and 'finished' in done('info', run).out
@@ -91,7 +91,8 @@ def test_several_processes_are_refused():
     (['--model', 'vgan', '--recipe', 'released'], ['model=vgan', 'released']),
     (['--model', 'tgan', '--set', 'frames=6'], ['model=tgan', '8 frames', 'frames=6']),
     (['--model', 'mocogan', '--set', 'noise=-1'], ['noise']),
-    (['--model', 'vgan', '--set', 'capture=yes'], ['capture=yes', 'CUDA'])])
+    (['--model', 'vgan', '--set', 'capture=yes'], ['capture=yes', 'CUDA']),
+    (['--model', 'tgan', '--set', 'batch=1'], ['model=tgan', 'batch=1'])])
 def test_refused_before_anything_is_written(args, names):
     refused('train', 'chairs', *OPTIONS, *args, names=names)
 
@@ -101,6 +102,8 @@ def test_runs_that_cannot_be_compared():
         c = config(model, epochs=1, **({'keep': '*1*'} if more else {}))
         trainer_of(c)(c, load_clips(c), f'runs/{model}', 'cpu', progress=False).fit()
     refused('compare', 'vgan', 'ours', '--device', 'cpu', names=['trained on other clips'])
+    refused('compare', 'vgan', 'runs/vgan', '--device', 'cpu', names=['runs/vgan', 'given twice'])
+    refused('compare', 'vgan', 'pretrained', '--device', 'cpu', names=['pretrained', '16 frames and 64 pixels'])
     refused('compare', 'vgan', 'nowhere', '--device', 'cpu', names=['nowhere', 'no such run'])
     refused('generate', 'vgan', '--clip', 'x', names=['--clip x'])
     refused('compare', 'vgan', '--samples', 1, names=['--samples'])
@@ -117,9 +120,48 @@ def test_checkpoint_is_not_trusted():
     spoilt = {**good['model'], next(iter(good['model'])): next(iter(good['model'].values())) * torch.nan}
     torch.save({**good, 'model': spoilt}, path)
     refused('generate', 'a', names=['non-finite'])
-    del good['trainer']['opt']
-    torch.save(good, path)
-    refused('resume', 'a', '--device', 'cpu', names=['state of the training'])
+    g, d = (good['trainer']['opt'][k] for k in 'GD')
+    for change in (dict(opt=dict(G=dict(g, state=d['state']), D=d)), dict(opt=dict(D=d)), dict(step=-5), dict(stats='abc'), dict(seconds='x')):
+        torch.save({**good, 'trainer': {**good['trainer'], **change}}, path)
+        refused('resume', 'a', '--device', 'cpu', names=['state of the training'])
+
+
+def test_files_beside_a_run_are_not_trusted():
+    done('train', 'chairs', '--model', 'vgan', '--name', 'a', '--epochs', 1, *OPTIONS)
+    run = Path('runs/a')
+    kept = json.loads((run/f'samples-{FEW}.json').read_text())
+    for spoilt in ({'new': {}}, {'new': None}, {'new': dict(kept['kinds']['new'], mcs='x')}, 5):
+        (run/f'samples-{FEW}.json').write_text(json.dumps({**kept, 'kinds': spoilt}))
+        done('compare', 'a', '--out', 'page', '--device', 'cpu')  # scored again
+    (run/'stats.jsonl').write_text('{"step": 6, "seconds": "x", "epoch": 1, "critic": "a"}\n')
+    for command in ('info', 'evaluate', 'compare'): refused(command, 'a', *(['--out', 'other', '--device', 'cpu'] if command == 'compare' else []), names=['stats.jsonl'])
+    (run/'stats.jsonl').unlink()
+    (run/'scores.json').write_text(json.dumps({**json.loads((run/'scores.json').read_text()), 'fidelity': 'x'}))
+    refused('info', 'a', names=['scores.json'])
+
+
+def test_clips_that_are_few_or_still(tmp_path):
+    "One clip is too few before anything is trained; clips that do not move have no motion score"
+    import imageio.v3 as iio
+    for folder, n in (('one', 1), ('still', 3)):
+        for i in range(n):
+            (tmp_path/folder/f'clip{i}').mkdir(parents=True)
+            frame = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            for k in range(8): iio.imwrite(tmp_path/folder/f'clip{i}'/f'{k}.png', frame)
+    refused('train', 'folder', '--root', 'one', '--model', 'vgan', *OPTIONS, names=['two clips'])
+    r = done('train', 'folder', '--root', 'still', '--model', 'mocogan', '--epochs', 1, *OPTIONS)
+    assert 'the training clips do not move' in r.out and 'nvs: note' not in r.err
+
+
+def test_of_several_processes_one_says_why(monkeypatch):
+    for rank, lines in (('0', 1), ('1', 0)):
+        monkeypatch.setenv('WORLD_SIZE', '2'), monkeypatch.setenv('RANK', rank)
+        r = nvs('train', 'chairs', '--model', 'tgan', *OPTIONS)
+        assert r.code == 2 and r.err.count('nvs: --model tgan') == lines and not Path('runs').exists()
+
+
+def test_reproduce_decides_the_model():
+    refused('reproduce', 'chairs', '--set', 'model=vgan', names=['model=vgan'])
 
 
 def test_report_of_rivals(monkeypatch):
