@@ -125,7 +125,8 @@ def test_reproduce(capfd):
 
 
 WRONG = {
-    ('reproduce', 'boats'): 'boats: choose one of chairs, weizmann, golf, all',
+    ('reproduce', 'boats'): 'boats: choose of chairs, weizmann, golf, or all',
+    ('reproduce', '--only', 'rivals'): '--only rivals: choose of experiments, compare',
     ('reproduce', '--scale', 'huge'): '--scale huge: choose demo, short, paper',
     ('reproduce', '--scale', 'paper'): 'nvs data get chairs',
     ('reproduce', '--root', 'no/such/place'): '--root no/such/place: has no folder called chairs, weizmann, golf',
