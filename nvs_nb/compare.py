@@ -234,6 +234,7 @@ def rows_of(done, base, plan, vgg, folder, shown=False):
         else: out += entries(d.model, d.config, d.clips, d.path, cost, vgg, lambda: real_motion(d.clips, real, vgg, folder, looks=True))
     return out
 
+# %% ../nbs/07f_compare.ipynb #8b28bf37
 def seed_table(done, base):
     "Mean and standard deviation over seeds, and the numbers behind them."
     rows, data = [], {}
@@ -249,6 +250,7 @@ def seed_table(done, base):
 
 def plain(scores): return {k: v for k, v in scores.items() if k not in ('cards', 'names')}
 
+# %% ../nbs/07f_compare.ipynb #773771de
 def in_words(rows):
     "Who is best at what, in words; clips of the dictionary are no new clips and stand aside."
     new = [e for e in rows if KINDS['dictionary'] not in e.label]
@@ -260,6 +262,7 @@ def in_words(rows):
             f'with {best("fcs", s["fcs_real"])}, the sharpness with {best("sharpness", 1.)}, the diversity with {best("diversity", 1.)}. Codes of the dictionary show '
             'what was memorised: they are there to be told apart from what was generated.')
 
+# %% ../nbs/07f_compare.ipynb #bea6fb44
 def sections(plan, done):
     "The comparison for each set, from a dict of job's name -> `Done`, or why it failed."
     out, vgg = [], feature_net(plan.vgg)

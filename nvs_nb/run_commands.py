@@ -85,6 +85,7 @@ def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg =
     say(text_table(score_rows(scores)))
     if r.home: say(f'\nreport      {r.home/"report.md"}')
 
+# %% ../nbs/12d_run_commands.ipynb #d5f62918
 def compare(
     names: Annotated[list[str], typer.Argument(metavar='RUN RUN ...', show_default=False, help='Runs on the same clips, of any models.')],
     out: Annotated[str, option('--out', 'DIR', 'Of the page; numbered if taken.', True)] = 'runs/compared',
@@ -106,6 +107,7 @@ def compare(
     if not vgg: say('\nfeatures of a VGG16 with random weights: compare within this table only; --vgg16 names trained ones')
     say(f'\nreport      {path/"report.md"}')
 
+# %% ../nbs/12d_run_commands.ipynb #e1a0df43
 def info(run: Run):
     "Tell what is in a run."
     from nvs_nb.reports import differences, read_scores, read_stats, score_rows, setting, text_table

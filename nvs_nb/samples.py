@@ -53,6 +53,7 @@ CARD = {
     'sharpness': 'mean absolute Laplacian of the frames, samples over real clips',
     'drift': f'nearest distance of last frames over that of first frames; frames: of {LOOKS} frames; _real: of real clips'}
 
+# %% ../nbs/07_samples.ipynb #88589a40
 def judge(
     real,  # uint8 (N, L, H, W, 3), the training clips
     fake,  # uint8 (M, L, H, W, 3), new clips
@@ -81,7 +82,7 @@ def judge(
     cards = {k: dict(what=v, **card, **vgg.source) for k, v in {**CARD, **{k: CARDS[k] for k in ('fcs', 'mcs')}}.items()}
     return numbers(out) | dict(samples=m, distinct=distinct, hits=hits, frames=frames, frames_real=frames_real, cards=cards)
 
-# %% ../nbs/07_samples.ipynb #bd2d809d
+# %% ../nbs/07_samples.ipynb #4153f58e
 KINDS = dict(new='drawn codes', dictionary='codes of the dictionary', exchanged='codes exchanged between clips', mixed='paths mixed of two clips')
 
 def kinds_of(
@@ -134,7 +135,7 @@ def draw_samples(
     "New clips of any model."
     return new_clips(model, n, real, seed) if kind == 'new' else our_clips(model, about, n, kind, seed)
 
-# %% ../nbs/07_samples.ipynb #022614d4
+# %% ../nbs/07_samples.ipynb #cce6b692
 def whole(scores):
     "Whether a dictionary holds what `judge` returns."
     named = ['coverage', 'coverage_bound', 'fidelity', 'fidelity_real', 'diversity', 'sharpness', 'drift', 'drift_real', 'fcs', 'fcs_real', 'samples', 'distinct',
