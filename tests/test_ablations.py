@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from nvs_nb import features
-from nvs_nb.ablations import (LOSSES, RANDOM, SIGNS, SWITCHES, ablate, brightest, draw_from, interval, jobs, main,
+from nvs_nb.evaluation import features
+from nvs_nb.paper.ablations import (LOSSES, RANDOM, SIGNS, SWITCHES, ablate, brightest, draw_from, interval, jobs, main,
                               on_white, random_codes, score_codes, sections, spread, table4a)
 from nvs_nb.core import make_config, read_json, write_json
-from nvs_nb.data import load_clips
-from nvs_nb.features import motion, untrained_vgg
-from nvs_nb.jobs import Done, Job, Plan, open_job
-from nvs_nb.latents import project_ball
-from nvs_nb.metrics import fcs, log_distance
-from nvs_nb.models import NVS, generate
-from nvs_nb.pages import Picture, Table, write_pages
+from nvs_nb.data.clips import load_clips
+from nvs_nb.evaluation.features import motion, untrained_vgg
+from nvs_nb.paper.jobs import Done, Job, Plan, open_job
+from nvs_nb.models.latents import project_ball
+from nvs_nb.evaluation.metrics import fcs, log_distance
+from nvs_nb.models.nvs import NVS, generate
+from nvs_nb.evaluation.pages import Picture, Table, write_pages
 
 TOY = dict(size=32, frames=4, levels=2, width=16, hidden=8, d_s=8, d_t=4, precision='fp32', threads=1, epochs=3)
 THREE = 'no-triplet-no-static', 'full', 'no-codes'
@@ -130,7 +130,7 @@ def toy(name):
 
 def test_long_measurement(folder, capfd):
     book = read_json(folder / 'chairs.json')
-    told = f'python -m nvs_nb.ablations chairs --seconds 0 --seeds 1 --videos 3 --only {" ".join(THREE)} --set size=32'
+    told = f'python -m nvs_nb.paper.ablations chairs --seconds 0 --seeds 1 --videos 3 --only {" ".join(THREE)} --set size=32'
     assert book['command'].startswith(told) and book['clips'] == 18 and [c['seed'] for c in book['codes']] == [0]
     assert [*book['variants']] == [*THREE]
     for r in (r for v in book['variants'].values() for r in v['runs']):

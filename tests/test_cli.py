@@ -25,9 +25,11 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from nvs_nb import checkpoints, cli, runs
-from nvs_nb.data import SETS
-from nvs_nb.training import Trainer
+from nvs_nb.training import checkpoints
+from nvs_nb import cli
+from nvs_nb.training import runs
+from nvs_nb.data.clips import SETS
+from nvs_nb.training.training import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = {**os.environ, 'PYTHONPATH': str(ROOT)}  # for commands in a process of their own
@@ -179,7 +181,7 @@ def test_evaluate_gives_the_same_scores(run):
 
 
 def test_scores_with_vgg(run):
-    from nvs_nb.features import VGGFeatures
+    from nvs_nb.evaluation.features import VGGFeatures
     np.savez('vgg.npz', **{k: v.numpy() for k, v in VGGFeatures().state_dict().items()})
     assert 'MCS, absolute' in done('evaluate', run, '--vgg16', 'vgg.npz').out
     s = json.loads((run / 'scores.json').read_text())
@@ -607,7 +609,7 @@ def test_sigterm_then_resume(place):
 @pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_before_training(monkeypatch, signum, code):
     "While clips are read, there is nothing to save and nothing is left"
-    monkeypatch.setattr('nvs_nb.data.load_clips', lambda *_: (os.kill(os.getpid(), signum), time.sleep(5)))
+    monkeypatch.setattr('nvs_nb.data.clips.load_clips', lambda *_: (os.kill(os.getpid(), signum), time.sleep(5)))
     complaint(nvs('train', 'chairs', *SHORT), 'interrupted', code=code)
     assert tree() == {}
 
@@ -615,7 +617,7 @@ def test_signal_before_training(monkeypatch, signum, code):
 def test_signal_while_scoring(monkeypatch):
     "The run is trained and saved: the line says how to get its scores"
     with monkeypatch.context() as m:
-        m.setattr('nvs_nb.reports.score_all', lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+        m.setattr('nvs_nb.evaluation.reports.score_all', lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
         complaint(nvs('train', 'chairs', '--name', 'r', *SHORT), 'nvs resume runs/r', code=130)
     assert 'finished' in done('resume', 'runs/r').out and Path('runs/r/report.md').exists()
 
@@ -638,13 +640,13 @@ def test_pipe_that_closes(run):
 
 
 def test_no_memory(monkeypatch):
-    monkeypatch.setattr('nvs_nb.training.Trainer.fit', lambda t: torch.empty(2**60))
+    monkeypatch.setattr('nvs_nb.training.training.Trainer.fit', lambda t: torch.empty(2**60))
     complaint(nvs('train', 'chairs', *SHORT), 'memory')
     assert tree() == {}
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr('nvs_nb.training.Trainer.fit', lambda t: 1/0)
+    monkeypatch.setattr('nvs_nb.training.training.Trainer.fit', lambda t: 1/0)
     with pytest.raises(ZeroDivisionError): nvs('train', 'chairs', *SHORT)
     assert tree() == {}
 

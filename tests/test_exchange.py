@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from nvs_nb.core import NvsError, make_config
-from nvs_nb.data import choose, load_clips, load_set
-from nvs_nb.exchange import (TABLE3, TITLE, align, cells, complete, explore, holes, jobs, kinds, mask_settings, matrix_clip,
+from nvs_nb.data.clips import choose, load_clips, load_set
+from nvs_nb.paper.exchange import (TABLE3, TITLE, align, cells, complete, explore, holes, jobs, kinds, mask_settings, matrix_clip,
                              read_mask, score_cell, score_cells, sections)
-from nvs_nb.jobs import Done, Plan
-from nvs_nb.models import NVS
-from nvs_nb.pages import Picture, Table, write_pages
-from nvs_nb.scenes import actor
+from nvs_nb.paper.jobs import Done, Plan
+from nvs_nb.models.nvs import NVS
+from nvs_nb.evaluation.pages import Picture, Table, write_pages
+from nvs_nb.data.scenes import actor
 
 PEOPLE = 'daria denis eli ido ira'.split()
 SMALL = dict(size=32, levels=3, width=16, hidden=8, d_s=4, d_t=4, frames=6, threads=1)

@@ -12,8 +12,8 @@ import pytest
 
 from nvs_nb.cli import main
 from nvs_nb.core import NvsError, make_config, read_json
-from nvs_nb.jobs import Job, Plan, finished, job_path, open_job, run_jobs
-from nvs_nb.pages import Picture, Section, Table, as_html, write_pages
+from nvs_nb.paper.jobs import Job, Plan, finished, job_path, open_job, run_jobs
+from nvs_nb.evaluation.pages import Picture, Section, Table, as_html, write_pages
 
 TOY = dict(size=32, frames=4, levels=2, width=16, hidden=8, d_s=8, d_t=4, precision='fp32', threads=1)
 FLAGS = [x for k, v in TOY.items() for x in ('--set', f'{k}={v}')]
@@ -68,7 +68,7 @@ def test_bad_feature_network_is_told_at_once():
 SCRIPT = f'''
 import sys
 from nvs_nb.core import make_config
-from nvs_nb.jobs import Job, run_jobs
+from nvs_nb.paper.jobs import Job, run_jobs
 jobs = [Job(n, make_config('swings', **{TOY}, seconds=6.)) for n in 'ab']
 try: run_jobs(jobs, 'runs', 'cpu', side_by_side=2, progress=False)
 except KeyboardInterrupt as e: sys.exit(f'stopped: {{e}}')

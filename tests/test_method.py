@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from nvs_nb.method import UNIT, arrow, canvas, cells, draw_method
+from nvs_nb.paper.diagram import UNIT, arrow, canvas, cells, draw_method
 from nvs_nb.viz import COLORS
 
 

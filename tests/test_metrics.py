@@ -8,11 +8,11 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from nvs_nb import metrics
+from nvs_nb.evaluation import metrics
 from nvs_nb.core import NvsError
-from nvs_nb.data import load_set
-from nvs_nb.features import MODES, VGGFeatures, load_vgg, vgg_features
-from nvs_nb.metrics import (CAP, KNOWN, blurred, controls, fcs, frozen, mcs, mcs_floor, mean_frame, moving_mask, psnr,
+from nvs_nb.data.clips import load_set
+from nvs_nb.evaluation.features import MODES, VGGFeatures, load_vgg, vgg_features
+from nvs_nb.evaluation.metrics import (CAP, KNOWN, blurred, controls, fcs, frozen, mcs, mcs_floor, mean_frame, moving_mask, psnr,
                             psnr_moving, score, shifted, shuffled, ssim)
 
 reference_ssim = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
@@ -188,7 +188,7 @@ def test_command_writes_the_controls(npz, tmp_path, monkeypatch, capsys):
     metrics.main(['--vgg', str(npz), '--out', str(tmp_path/'c.json')])
     text = (tmp_path/'c.json').read_text()
     out = json.loads(text)
-    assert out['command'].startswith('python -m nvs_nb.metrics') and out['features']['file'] == 'small.npz'
+    assert out['command'].startswith('python -m nvs_nb.evaluation.metrics') and out['features']['file'] == 'small.npz'
     assert str(tmp_path) not in text and str(npz.parent) not in text
     assert out['sets']['chairs']['scores']['frozen']['mcs'] > 0
     metrics.main(['--out', str(tmp_path/'d.json')])

@@ -1,18 +1,18 @@
 "Two processes must learn what one learns, a dead one must be noticed, and a run must not care how many made it."
 import json, os, signal, subprocess, sys, time
 import pytest, torch
-from nvs_nb.checkpoints import load_run
+from nvs_nb.training.checkpoints import load_run
 from nvs_nb.core import make_config
-from nvs_nb.data import load_set
-from nvs_nb.training import Trainer
+from nvs_nb.data.clips import load_set
+from nvs_nb.training.training import Trainer
 
 SMALL = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1, memory_format='contiguous', batch=9, epochs=12, decay='cosine')
 CODE = '''
 import json, sys
 from nvs_nb.core import make_config
-from nvs_nb.data import load_set
-from nvs_nb.parallel import join
-from nvs_nb.training import Trainer
+from nvs_nb.data.clips import load_set
+from nvs_nb.training.parallel import join
+from nvs_nb.training.training import Trainer
 group, device = join('cpu')
 what = json.loads(sys.argv[1])
 clips = load_set(what['set'], size=32)
@@ -139,7 +139,7 @@ def test_command_trains_and_scores_once(tmp_path):
 
 def test_a_streamed_share_is_the_same(tmp_path):
     import numpy as np
-    from nvs_nb.batches import Batches
+    from nvs_nb.training.batches import Batches
     clips, c = load_set('chairs', size=32), make_config('chairs', **SMALL)
     np.save(tmp_path/'c.npy', clips.frames)
     mapped = load_set('chairs', size=32)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from nvs_nb import compare, reproduce, rivals, samples
-from nvs_nb.checkpoints import RIVALS, load_run, rival
+from nvs_nb.paper import compare
+from nvs_nb.paper import reproduce
+from nvs_nb.training import rivals
+from nvs_nb.evaluation import samples
+from nvs_nb.training.checkpoints import RIVALS, load_run, rival
 from nvs_nb.core import CHOICES, MODELS, NvsError, make_config
-from nvs_nb.data import load_clips, load_set
-from nvs_nb.jobs import Plan
-from nvs_nb.rivals import GAN, Rival, new_clips, trainer_of
+from nvs_nb.data.clips import load_clips, load_set
+from nvs_nb.paper.jobs import Plan
+from nvs_nb.training.rivals import GAN, Rival, new_clips, trainer_of
 from test_cli import complaint, done, nvs, place, refused, tree  # noqa: F401 (place is a fixture)
 
 TINY = dict(size=32, frames=8, levels=3, width=16, critic_width=8, hidden=16, batch=6, threads=1, precision='fp32', memory_format='contiguous')

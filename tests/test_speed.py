@@ -1,10 +1,10 @@
 "Nothing in a step waits for the device, statistics are read every k steps, slow and fast versions agree, and the command works."
 import json, subprocess, sys
 import pytest, torch
-from nvs_nb import speed
+from nvs_nb.bench import speed
 from nvs_nb.core import NvsError, make_config
-from nvs_nb.hardware import Replay, Waits, settle
-from nvs_nb.training import Trainer
+from nvs_nb.training.hardware import Replay, Waits, settle
+from nvs_nb.training.training import Trainer
 
 TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1, memory_format='contiguous', epochs=1000)
 RECIPES = {'fast': dict(batch=8), 'paper': dict(batch=4), 'released': dict(visit_steps=2, d_s=6, d_t=5), 'rank': dict(rank=2), 'mse, linear': dict(loss='mse', output='linear')}
@@ -72,7 +72,7 @@ def test_a_trainer_may_fit_again_and_stream():
     assert t.fit(until=5).step == 5 and not t.stopped
 
 def test_pyramid_matrices_are_constants_when_compiled():
-    from nvs_nb.losses import laplacian_pyramid
+    from nvs_nb.models.losses import laplacian_pyramid
     seen = []
     def spy(graph, inputs):
         seen.extend(str(n.target) for n in graph.graph.nodes)

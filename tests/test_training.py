@@ -3,9 +3,9 @@ import json, os, signal, subprocess, sys, time
 import pytest, torch
 from torch.utils._pytree import tree_leaves
 from nvs_nb.core import NvsError, make_config
-from nvs_nb.checkpoints import load_run
-from nvs_nb.data import load_set
-from nvs_nb.training import Trainer
+from nvs_nb.training.checkpoints import load_run
+from nvs_nb.data.clips import load_set
+from nvs_nb.training.training import Trainer
 
 TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', memory_format='contiguous', threads=1)
 
@@ -41,7 +41,7 @@ def test_seconds_end_a_run(chairs):
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_leaves(tmp_path, signum):
-    code = ("from nvs_nb.core import make_config; from nvs_nb.data import load_set; from nvs_nb.training import Trainer; import sys\n"
+    code = ("from nvs_nb.core import make_config; from nvs_nb.data.clips import load_set; from nvs_nb.training.training import Trainer; import sys\n"
         f"c = make_config('chairs', epochs=100000, **{TINY!r}); print('ready', flush=True)\n"
         f"t = Trainer(c, load_set('chairs', size=32).subset(range(5)), {str(tmp_path/'run')!r}, device='cpu', progress=False); print('go', flush=True); t.fit(); print(t.stopped, t.step)")
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
