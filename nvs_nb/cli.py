@@ -14,7 +14,7 @@ import typer
 from . import __version__
 from .data_commands import Root, data_app, option, say
 from .run_commands import Again, Device, Run, Vgg, compare, evaluate, generate, info, resume_line
-from .errors import Terminated, explain, manners
+from .core import Terminated, explain, manners
 
 # %% ../nbs/library/cli.ipynb #45494722
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -73,11 +73,11 @@ def alone(model):
 
 def conclude(t, vgg, why):
     "Score all clips with the final weights, write the report, print the table; returns (scores, pictures)."
-    from nvs_nb.evaluation import reports
-    from nvs_nb.training.checkpoints import load_run
-    from nvs_nb.paper.compare import finish_samples
+    from nvs_nb.evaluation import report as reports
+    from nvs_nb.training.checkpoint import load_run
+    from nvs_nb.paper.baselines import finish_samples
     model = t.model if t.group.world == 1 else load_run(t.run, t.device)[0]  # which has all rows
-    finish = reports.finish if t.c.model == 'ours' else finish_samples
+    finish = reports.finish if t.c.model.name == 'ours' else finish_samples
     try: scores, pictures = finish(t.run, model, t.c, t.clips, t.root, vgg, why, t.progress)
     except KeyboardInterrupt as e:
         raise type(e)(f'{t.run} is trained and saved; to score it: {resume_line(t.run)}') from None
@@ -91,7 +91,7 @@ def train(
         help='Embedded: chairs, actors, swings. With --root: chair-cad, weizmann, golf, folder.')],
     root: Root = None,
     name: Annotated[Optional[str], option('--name', 'NAME', 'Its name; default SET-RECIPE, numbered if taken.')] = None,
-    recipe: Annotated[str, option('--recipe', 'NAME', 'paper, released or fast.', True)] = 'fast',
+    recipe: Annotated[str, option('--preset', 'NAME', 'paper, released or fast.', True)] = 'fast',
     model: Annotated[str, option('--model', 'NAME', 'ours, or a rival of Table 1: vgan, tgan, mocogan, videovae.', True)] = 'ours',
     epochs: Annotated[Optional[int], option('--epochs', 'N', 'Train for so many passes over the clips.', min=1)] = None,
     seconds: Seconds = None,
@@ -103,10 +103,10 @@ def train(
     "Learn a set of clips, then score all of them; of a rival, 200 new clips. nvs compare scores both alike."
     from nvs_nb.core import pick_device
     from nvs_nb.data.clips import load_clips
-    from nvs_nb.evaluation.features import find_vgg
-    from nvs_nb.training.parallel import join
-    from nvs_nb.training.runs import new_folder, place_run, settings
-    from nvs_nb.training.rivals import trainer_of
+    from nvs_nb.evaluation.metrics import find_vgg
+    from nvs_nb.training.runtime import join
+    from nvs_nb.training.checkpoint import new_folder, place_run, settings
+    from nvs_nb.models.gan import trainer_of
     config, on = settings(set_name, recipe, changes, epochs, seconds, model), pick_device(device)
     alone(model)
     group, device = join(device)
@@ -126,13 +126,13 @@ def train(
 def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None):
     "Go on where a run was stopped, then score it as train does."
     from nvs_nb.core import NvsError, pick_device
-    from nvs_nb.evaluation.features import find_vgg
-    from nvs_nb.training.parallel import join
-    from nvs_nb.evaluation.reports import read_scores
-    from nvs_nb.training.rivals import trainer_of
-    from nvs_nb.training.runs import open_run, run_clips
+    from nvs_nb.evaluation.metrics import find_vgg
+    from nvs_nb.training.runtime import join
+    from nvs_nb.evaluation.report import read_scores
+    from nvs_nb.models.gan import trainer_of
+    from nvs_nb.training.checkpoint import open_run, run_clips
     on, r = pick_device(device), open_run(run)
-    alone(r.config.model)
+    alone(r.config.model.name)
     group, device = join(device)
     vgg, why = find_vgg(vgg16, False, on) if group.first else (None, '')
     if not r.home: raise NvsError(f'{r.path}: no run of your own; only nvs generate, evaluate and info can use it')
@@ -163,11 +163,12 @@ def demo(
     device: Device = 'auto',
 ):
     "Learn the 18 embedded chairs and show what came of it."
-    from nvs_nb.core import make_config, pick_device
+    from nvs_nb.config import make_config
+    from nvs_nb.core import pick_device
     from nvs_nb.data.clips import load_clips
-    from nvs_nb.evaluation.features import find_vgg
-    from nvs_nb.training.runs import demo_place, new_folder
-    from nvs_nb.training.training import Trainer
+    from nvs_nb.evaluation.metrics import find_vgg
+    from nvs_nb.training.checkpoint import demo_place, new_folder
+    from nvs_nb.training.trainer import Trainer
     on = pick_device(device)
     config = make_config('chairs', 'fast', **{**DEMO, **({} if seconds is None else dict(seconds=seconds))})
     clips, (path, again, line) = load_clips(config), demo_place(Path(out), config)
@@ -203,7 +204,7 @@ def reproduce(
     vgg16: Vgg = None,
 ):
     "Rebuild every table and figure of the paper; interrupted, the same command goes on."
-    from nvs_nb.core import parse_changes
+    from nvs_nb.config import parse_changes
     from nvs_nb.paper.reproduce import make_plan, reproduce
     plan, runs = make_plan(set_name, scale, root, seconds, parse_changes(changes), only), Path(runs or f'runs/reproduce-{scale}')
     out = Path(out) if out else runs/('report' if set_name == 'all' else f'report-{set_name.replace(",", "-")}')

@@ -44,7 +44,7 @@ def matrix(
     cells,  # set of (person, action)
 ):  # list of lines
     "Weizmann's ten actions by nine people as a text table, and others that are there; x where there is a film."
-    from nvs_nb.data.archives import ACTIONS, PEOPLE
+    from nvs_nb.data.download import ACTIONS, PEOPLE
     people = PEOPLE + sorted({p for p, _ in cells} - {*PEOPLE})
     actions = ACTIONS + sorted({a for _, a in cells} - {*ACTIONS})
     have = sum((p, a) in cells for p in PEOPLE for a in ACTIONS)
@@ -98,7 +98,7 @@ def locate(
 
 def tell(name, root, alone):
     "Print what is in a set, or what to do about it."
-    from nvs_nb.data.archives import OFFICIAL
+    from nvs_nb.data.download import OFFICIAL
     from nvs_nb.core import NvsError
     embedded = name in ('chairs', 'actors', 'swings')
     place = None if embedded else locate(name, root, alone)
@@ -140,8 +140,8 @@ def get(
     keep: Annotated[bool, typer.Option('--keep-archive/--remove-archive', help='Keep what was downloaded?')] = False,
 ):
     "Fetch the archives of a set of the paper, and unpack them. Interrupted, the same command goes on."
-    from nvs_nb.data import archives
-    from nvs_nb.core import PAPER_CLIPS
+    from nvs_nb.data import download as archives
+    from nvs_nb.config import PAPER_CLIPS
     place, name = home(root), 'chairs' if set_name == 'chair-cad' else set_name
     reader = 'chair-cad' if name == 'chairs' else name
     if name in archives.OFFICIAL:

@@ -42,12 +42,12 @@ def generate(
 ):
     "Write the clips of a run as GIF, MP4 and film strips."
     from nvs_nb.models import nvs as models
-    from nvs_nb.training import runs
+    from nvs_nb.training import checkpoint as runs
     from nvs_nb.evaluation import samples
     from nvs_nb import viz
     from nvs_nb.core import NvsError, pick_device
     r = runs.open_run(run, pick_device(device))
-    if new or r.config.model != 'ours':
+    if new or r.config.model.name != 'ours':
         if clip: raise NvsError(f'--clip {clip[0]}: new clips have no names; leave it out' + ', or --new' * bool(new))
         real = runs.run_clips(r, root).frames if getattr(r.model, 'FIRST', False) else None
         clips = samples.draw_samples(r.model, r.config, r.about, samples.kinds_of(r.config, r.about)[-1], real, new or 16)
@@ -71,17 +71,17 @@ def generate(
 # %% ../nbs/library/run_commands.ipynb #512006df
 def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None):
     "Score all clips of a run again, and write its report anew."
-    from nvs_nb.paper.compare import finish_samples
+    from nvs_nb.paper.baselines import finish_samples
     from nvs_nb.core import pick_device
-    from nvs_nb.evaluation.features import find_vgg, untrained_vgg
+    from nvs_nb.evaluation.metrics import find_vgg, untrained_vgg
     from nvs_nb.evaluation.samples import judge_run
-    from nvs_nb.evaluation.reports import finish, score_all, score_rows, text_table
-    from nvs_nb.training.runs import open_run, run_clips
+    from nvs_nb.evaluation.report import finish, score_all, score_rows, text_table
+    from nvs_nb.training.checkpoint import open_run, run_clips
     on = pick_device(device)
     vgg, why = find_vgg(vgg16, False, on)
     r = open_run(run, on)
     clips, rest = run_clips(r, root), dict(vgg=vgg, why=why, progress=True)
-    ours, about = r.config.model == 'ours', (r.model, r.config, clips)
+    ours, about = r.config.model.name == 'ours', (r.model, r.config, clips)
     if r.home: scores, _ = (finish if ours else finish_samples)(r.home, *about, root or r.about['root'], **rest)
     elif not ours: scores = judge_run(None, *about, vgg or untrained_vgg(), progress=True)['new']
     else: scores, *_ = score_all(*about, **rest)
@@ -98,11 +98,11 @@ def compare(
     vgg16: Vgg = None,
 ):
     "Score new clips of several runs and set them side by side: report.md, report.html."
-    from nvs_nb.paper.compare import compare, score_table
+    from nvs_nb.paper.baselines import compare, score_table
     from nvs_nb.core import pick_device
-    from nvs_nb.evaluation.features import find_vgg
-    from nvs_nb.evaluation.pages import as_text
-    from nvs_nb.training.runs import is_free, new_folder, numbered
+    from nvs_nb.evaluation.metrics import find_vgg
+    from nvs_nb.evaluation.tables import as_text
+    from nvs_nb.training.checkpoint import is_free, new_folder, numbered
     on = pick_device(device)
     vgg, path = find_vgg(vgg16, False, on)[0], next(filter(is_free, numbered(Path(out))))
     with new_folder(path): rows = compare(names, path, root, vgg, on, n=samples)
@@ -113,10 +113,10 @@ def compare(
 # %% ../nbs/library/run_commands.ipynb #e1a0df43
 def info(run: Run):
     "Tell what is in a run."
-    from nvs_nb.evaluation.reports import differences, read_scores, read_stats, score_rows, setting, text_table
-    from nvs_nb.training.runs import open_run, share_done
+    from nvs_nb.evaluation.report import differences, read_scores, read_metrics, score_rows, setting, text_table
+    from nvs_nb.training.checkpoint import open_run, share_done
     r = open_run(run)
-    c, about, done, stats, scores = r.config, r.about, share_done(r), read_stats(r.folder), read_scores(r.folder)
+    c, about, done, stats, scores = r.config, r.about, share_done(r), read_metrics(r.folder), read_scores(r.folder)
     say(f'run         {r.path}: {about["set"]}, {"" if c.model == "ours" else c.model + ", "}recipe {c.recipe}')
     say(f'clips       {len(about["names"])} of {c.frames} frames, {c.size}x{c.size} px, '
         f'from {about["root"] or "the package"}: ' + ', '.join(about['names'][:4] + ['...'][:len(about['names']) > 4]))

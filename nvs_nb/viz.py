@@ -181,7 +181,7 @@ def animate(
 
 # %% ../nbs/library/viz.ipynb #4892ea7e
 def plot_curves(
-    stats,  # list of dicts (the lines of stats.jsonl), or {name: such a list}
+    stats,  # list of dicts (the lines of metrics.jsonl), or {name: such a list}
     keys=('loss', 'psnr'),  # one panel each
     x='step',  # or 'seconds', 'epoch'
     height=2.6,  # inches

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from nvs_nb.evaluation import features
+from nvs_nb.evaluation import metrics as features
 from nvs_nb.paper.ablations import (LOSSES, RANDOM, SIGNS, SWITCHES, ablate, brightest, draw_from, interval, jobs, main,
                               on_white, random_codes, score_codes, sections, spread, table4a)
-from nvs_nb.core import make_config, read_json, write_json
+from nvs_nb.config import make_config
+from nvs_nb.core import read_json, write_json
 from nvs_nb.data.clips import load_clips
-from nvs_nb.evaluation.features import motion, untrained_vgg
-from nvs_nb.paper.jobs import Done, Job, Plan, open_job
+from nvs_nb.evaluation.metrics import motion, untrained_vgg
+from nvs_nb.paper.plan import Done, Job, Plan, open_job
 from nvs_nb.models.latents import project_ball
 from nvs_nb.evaluation.metrics import fcs, log_distance
 from nvs_nb.models.nvs import NVS, generate
-from nvs_nb.evaluation.pages import Picture, Table, write_pages
+from nvs_nb.evaluation.tables import Picture, Table, write_pages
 
 TOY = dict(size=32, frames=4, levels=2, width=16, hidden=8, d_s=8, d_t=4, precision='fp32', threads=1, epochs=3)
 THREE = 'no-triplet-no-static', 'full', 'no-codes'

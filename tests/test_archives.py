@@ -32,15 +32,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from nvs_nb.data import archives
+from nvs_nb.data import download as archives
 from nvs_nb import data_commands
-from nvs_nb.data import downloads
-from nvs_nb.data.archives import ACTIONS, OFFICIAL, PEOPLE, Limits, Truncated, extract, get
+from nvs_nb.data import download as downloads
+from nvs_nb.data.download import ACTIONS, OFFICIAL, PEOPLE, Limits, Truncated, extract, get
 from nvs_nb.core import NvsError
 from nvs_nb.data.clips import load_set
-from nvs_nb.data.downloads import Gone, fetch
+from nvs_nb.data.download import Gone, fetch
 from nvs_nb.data.readers import find_sources
-from nvs_nb.data.scenes import actor, golfer
+from nvs_nb.data.synthetic import actor, golfer
 
 SMALL = Limits(entries=100, bytes=50e6)
 NOISE = np.random.default_rng(0).bytes(300_000)  # what a picture looks like to a packer

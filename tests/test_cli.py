@@ -25,11 +25,11 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from nvs_nb.training import checkpoints
+from nvs_nb.training import checkpoint as checkpoints
 from nvs_nb import cli
-from nvs_nb.training import runs
+from nvs_nb.training import checkpoint as runs
 from nvs_nb.data.clips import SETS
-from nvs_nb.training.training import Trainer
+from nvs_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = {**os.environ, 'PYTHONPATH': str(ROOT)}  # for commands in a process of their own
@@ -139,7 +139,7 @@ def test_train_tells_what_it_does(trained):
 
 def test_train_leaves_a_whole_run(trained):
     have = {p.relative_to(trained.path).as_posix() for p in trained.path.rglob('*.*')}
-    assert {'config.json', 'stats.jsonl', 'checkpoint.pt', 'scores.json', 'report.md', 'samples/mosaic.gif',
+    assert {'config.json', 'metrics.jsonl', 'checkpoint.pt', 'scores.json', 'report.md', 'samples/mosaic.gif',
             'samples/mosaic.mp4', 'samples/ranks.png', 'samples/paths.png', 'samples/curves.png'} <= have
     s = json.loads((trained.path / 'scores.json').read_text())
     assert s['names'] == ['0', '1', '2'] and len(s['psnr_clips']) == 3 and s['step'] == 1
@@ -161,7 +161,7 @@ def test_default_name_is_numbered():
 
 
 def test_recipe_and_seed_reach_the_run():
-    done('train', 'chairs', '--recipe', 'released', '--set', 'seed=5', '--set', 'visit_steps=1', '--name', 'r', *SHORT)
+    done('train', 'chairs', '--preset', 'released', '--set', 'seed=5', '--set', 'repeats=1', '--name', 'r', *SHORT)
     c = json.loads(Path('runs/r/config.json').read_text())
     assert (c['recipe'], c['seed'], c['schedule'], c['width']) == ('released', 5, 'released', 16)
 
@@ -181,7 +181,7 @@ def test_evaluate_gives_the_same_scores(run):
 
 
 def test_scores_with_vgg(run):
-    from nvs_nb.evaluation.features import VGGFeatures
+    from nvs_nb.evaluation.metrics import VGGFeatures
     np.savez('vgg.npz', **{k: v.numpy() for k, v in VGGFeatures().state_dict().items()})
     assert 'MCS, absolute' in done('evaluate', run, '--vgg16', 'vgg.npz').out
     s = json.loads((run / 'scores.json').read_text())
@@ -246,7 +246,7 @@ def test_generate_makes_names_safe(run):
 
 def test_pretrained(run, place, monkeypatch):
     "The run that ships is looked at, and never written to"
-    shutil.move('run', 'ships'), (place / 'ships/stats.jsonl').unlink()
+    shutil.move('run', 'ships'), (place / 'ships/metrics.jsonl').unlink()
     edit('ships', trainer=None)
     monkeypatch.setattr(runs, 'PRETRAINED', place / 'ships')
     before = tree('ships')
@@ -322,11 +322,11 @@ def test_demo_goes_on_where_it_was_stopped(small_demo, monkeypatch):
     cli.DEMO['epochs'] = 100000
     press(monkeypatch)
     complaint(nvs('demo', '--device', 'cpu'), 'runs/demo', 'resume', code=130)
-    step = len(Path('runs/demo/stats.jsonl').read_text().splitlines())
+    step = len(Path('runs/demo/metrics.jsonl').read_text().splitlines())
     press(monkeypatch)
     r = nvs('demo', '--device', 'cpu')
     assert 'going on' in r.out and r.code == 130 and os.listdir('runs') == ['demo']
-    assert len(Path('runs/demo/stats.jsonl').read_text().splitlines()) > step
+    assert len(Path('runs/demo/metrics.jsonl').read_text().splitlines()) > step
     # other settings are another demo; and a demo that is whole but for its report gets it
     cli.DEMO['epochs'] = 1
     assert 'runs/demo-2' in done('demo', '--device', 'cpu').out
@@ -353,7 +353,7 @@ BAD = {  # what follows `nvs`: what the answer names
     'train chairs --epochs 3 --seconds 5': '--epochs --seconds',
     'train chairs --epochs 3 --set epochs=4': '--epochs --set',
     'train chairs --epochs 3 --set seconds=4': '--epochs --seconds',
-    'train chairs --recipe slow': 'slow', 'train chairs --set recipe=paper': '--recipe',
+    'train chairs --preset slow': 'slow', 'train chairs --set recipe=paper': '--preset',
     'train chairs --set set=golf': 'SET',
     'train chairs --set widht=64': 'widht width', 'train chairs --set width': 'width key=value',
     'train chairs --set width=wide': 'width wide', 'train chairs --set width=3.5': 'width 3.5',
@@ -512,9 +512,9 @@ def test_run_of_another_set(run):
 
 def test_damaged_files_beside_the_checkpoint(run):
     for text in ('{"step": 1', '{"step": 1}', '3'):
-        (run / 'stats.jsonl').write_text(text)
-        refused('info', run, names=['stats.jsonl'])
-    (run / 'stats.jsonl').unlink()
+        (run / 'metrics.jsonl').write_text(text)
+        refused('info', run, names=['metrics.jsonl'])
+    (run / 'metrics.jsonl').unlink()
     for text in ('{', '{}', '[]'):
         (run / 'scores.json').write_text(text)
         for command in ('resume', 'info'): refused(command, run, names=['scores.json'])
@@ -582,7 +582,7 @@ def test_ctrl_c_then_resume(monkeypatch):
     r = nvs('train', 'chairs', '--name', 'r', *TINY, '--set', 'frames=4', '--epochs', '10000')
     complaint(r, 'nvs resume runs/r', code=130)
     assert 'done; go on with' in done('info', 'r').out and not Path('runs/r/scores.json').exists()
-    step = json.loads(Path('runs/r/stats.jsonl').read_text().splitlines()[-1])['step']
+    step = json.loads(Path('runs/r/metrics.jsonl').read_text().splitlines()[-1])['step']
     edit('runs/r', config=lambda c: {**c, 'epochs': step//3 + 2})  # three steps an epoch: nearly there
     done('resume', 'r')
     s = json.loads(Path('runs/r/scores.json').read_text())
@@ -599,10 +599,10 @@ def test_sigterm_then_resume(place):
     out, err = p.communicate(timeout=60)
     complaint(SimpleNamespace(code=p.returncode, out=out, err=err), 'nvs resume runs/r', code=143)
     have = set(os.listdir('runs/r'))
-    assert {'checkpoint.pt', 'stats.jsonl', 'config.json'} <= have and 'report.md' not in have
+    assert {'checkpoint.pt', 'metrics.jsonl', 'config.json'} <= have and 'report.md' not in have
     done('resume', 'runs/r')
     assert Path('runs/r/report.md').exists()
-    seconds = json.loads(Path('runs/r/stats.jsonl').read_text().splitlines()[-1])['seconds']
+    seconds = json.loads(Path('runs/r/metrics.jsonl').read_text().splitlines()[-1])['seconds']
     assert 2 <= seconds < 6
 
 
@@ -617,7 +617,7 @@ def test_signal_before_training(monkeypatch, signum, code):
 def test_signal_while_scoring(monkeypatch):
     "The run is trained and saved: the line says how to get its scores"
     with monkeypatch.context() as m:
-        m.setattr('nvs_nb.evaluation.reports.score_all', lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+        m.setattr('nvs_nb.evaluation.report.score_all', lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
         complaint(nvs('train', 'chairs', '--name', 'r', *SHORT), 'nvs resume runs/r', code=130)
     assert 'finished' in done('resume', 'runs/r').out and Path('runs/r/report.md').exists()
 
@@ -640,13 +640,13 @@ def test_pipe_that_closes(run):
 
 
 def test_no_memory(monkeypatch):
-    monkeypatch.setattr('nvs_nb.training.training.Trainer.fit', lambda t: torch.empty(2**60))
+    monkeypatch.setattr('nvs_nb.training.trainer.Trainer.fit', lambda t: torch.empty(2**60))
     complaint(nvs('train', 'chairs', *SHORT), 'memory')
     assert tree() == {}
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr('nvs_nb.training.training.Trainer.fit', lambda t: 1/0)
+    monkeypatch.setattr('nvs_nb.training.trainer.Trainer.fit', lambda t: 1/0)
     with pytest.raises(ZeroDivisionError): nvs('train', 'chairs', *SHORT)
     assert tree() == {}
 

@@ -15,7 +15,7 @@ import nvs_nb.data.readers as readers
 from nvs_nb.core import NvsError
 from nvs_nb.data.clips import Clips, SETS, load_set, to_float, to_uint8
 from nvs_nb.data.frames import Window, open_rgb, quarter_turns
-from nvs_nb.data.scenes import actor
+from nvs_nb.data.synthetic import actor
 
 FILM = actor(0, 0, np.arange(12) / 12, 32)  # small films keep this quick: 12 frames of 32x32
 

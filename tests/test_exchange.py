@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvs_nb.core import NvsError, make_config
+from nvs_nb.config import make_config
+from nvs_nb.core import NvsError
 from nvs_nb.data.clips import choose, load_clips, load_set
 from nvs_nb.paper.exchange import (TABLE3, TITLE, align, cells, complete, explore, holes, jobs, kinds, mask_settings, matrix_clip,
                              read_mask, score_cell, score_cells, sections)
-from nvs_nb.paper.jobs import Done, Plan
+from nvs_nb.paper.plan import Done, Plan
 from nvs_nb.models.nvs import NVS
-from nvs_nb.evaluation.pages import Picture, Table, write_pages
-from nvs_nb.data.scenes import actor
+from nvs_nb.evaluation.tables import Picture, Table, write_pages
+from nvs_nb.data.synthetic import actor
 
 PEOPLE = 'daria denis eli ido ira'.split()
 SMALL = dict(size=32, levels=3, width=16, hidden=8, d_s=4, d_t=4, frames=6, threads=1)
@@ -88,16 +89,16 @@ def test_jobs_of_a_mask(tmp_path, root):
     for mask in (str(tmp_path / 'mask.json'), '*_[!wb]*,*_wave,ada_b*,[b-f]*_w*,[b-e]*_b*'):
         job, = jobs(Plan(), mask)
         assert load_clips(job.config).names == ['ada_walk', 'finn_bow']
-    given = Plan(roots=dict(weizmann=root), changes=dict(SMALL, label='static', transient_rows='clip'))
+    given = Plan(roots=dict(weizmann=root), changes=dict(SMALL, label='static', transient_ids='clip'))
     with pytest.raises(NvsError, match='holes'): jobs(given)  # rows of their own, as asked for: there is no matrix
     paper = jobs(Plan('paper', roots=dict(weizmann=root)), 'eli_run')
-    assert [j.config.fit for j in paper] == ['crop', 'whole'] and paper[0].config.label == 'transient'
+    assert [j.config.data.fit for j in paper] == ['crop', 'whole'] and paper[0].config.model.label == 'transient'
 
 
 def test_the_section_of_real_films(tmp_path, root):
     plan = Plan(roots=dict(weizmann=root), changes=SMALL)
     drawn, paper = jobs(plan)
-    assert paper.config.fit == 'whole' and len(drawn.config.leave_out.split(',')) == 3  # a sixth of 18
+    assert paper.config.data.fit == 'whole' and len(drawn.config.data.leave_out.split(',')) == 3  # a sixth of 18
     done = {'weizmann/exchange': 'the disk is full'}
     clips = load_clips(paper.config, paper.root)
     assert clips.static_names == ['daria', 'denis', 'eli', 'ira'] and clips.transient_names == ['jump', 'run', 'walk']

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from nvs_nb.core import NvsError
 from nvs_nb.data.clips import load_set
-from nvs_nb.evaluation.features import VGGFeatures, clips_of, find_vgg, load_vgg, motion, vgg_features
+from nvs_nb.evaluation.metrics import VGGFeatures, clips_of, find_vgg, load_vgg, motion, vgg_features
 
 
 @pytest.fixture(scope='module')

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from nvs_nb.cli import main
-from nvs_nb.core import NvsError, make_config, read_json
-from nvs_nb.paper.jobs import Job, Plan, finished, job_path, open_job, run_jobs
-from nvs_nb.evaluation.pages import Picture, Section, Table, as_html, write_pages
+from nvs_nb.config import make_config
+from nvs_nb.core import NvsError, read_json
+from nvs_nb.paper.plan import Job, Plan, finished, job_path, open_job, run_jobs
+from nvs_nb.evaluation.tables import Picture, Section, Table, as_html, write_pages
 
 TOY = dict(size=32, frames=4, levels=2, width=16, hidden=8, d_s=8, d_t=4, precision='fp32', threads=1)
 FLAGS = [x for k, v in TOY.items() for x in ('--set', f'{k}={v}')]
@@ -67,8 +68,8 @@ def test_bad_feature_network_is_told_at_once():
 
 SCRIPT = f'''
 import sys
-from nvs_nb.core import make_config
-from nvs_nb.paper.jobs import Job, run_jobs
+from nvs_nb.config import make_config
+from nvs_nb.paper.plan import Job, run_jobs
 jobs = [Job(n, make_config('swings', **{TOY}, seconds=6.)) for n in 'ab']
 try: run_jobs(jobs, 'runs', 'cpu', side_by_side=2, progress=False)
 except KeyboardInterrupt as e: sys.exit(f'stopped: {{e}}')
@@ -87,7 +88,7 @@ def test_stopped_and_continued(signum):
     assert process.returncode == 1 and 'stopped: the trainings in' in err
     assert len([*Path('runs').glob('*/checkpoint.pt')]) == 2 and not [*Path('runs').glob('*/scores.json')]
     assert subprocess.run([sys.executable, '-c', SCRIPT], timeout=120).returncode == 0
-    for path in Path('runs').glob('*/stats.jsonl'):
+    for path in Path('runs').glob('*/metrics.jsonl'):
         last = json.loads(path.read_text().splitlines()[-1])
         assert 6 <= last['seconds'] < 9 and finished(path.parent, '')
 
@@ -97,9 +98,9 @@ def test_plan():
     plan = Plan('paper', roots=dict(weizmann='w', golf='g'))
     assert [plan.set_of(b) for b in plan.sets] == ['chairs', 'weizmann', 'golf'] and plan.embedded('chairs')
     c = plan.job('weizmann', 'full').config
-    assert (c.recipe, c.seconds, c.epochs, c.label, c.static_rows, c.window) == ('paper', 0., 700, 'transient', 'set', 'visit')
-    assert plan.job('golf', 'x').root == 'g' and plan.job('golf', 'x').config.draw == 500
-    assert Plan('short', seconds=80.).job('golf', 'x', share=.5).config.seconds == 40
+    assert (c.recipe, c.seconds, c.epochs, c.label, c.static_ids, c.window) == ('paper', 0., 700, 'transient', 'set', 'visit')
+    assert plan.job('golf', 'x').root == 'g' and plan.job('golf', 'x').config.data.draw == 500
+    assert Plan('short', seconds=80.).job('golf', 'x', share=.5).config.budget.seconds == 40
 
 
 def nvs(*args): return main([str(a) for a in args])

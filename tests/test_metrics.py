@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from nvs_nb.evaluation import metrics
 from nvs_nb.core import NvsError
 from nvs_nb.data.clips import load_set
-from nvs_nb.evaluation.features import MODES, VGGFeatures, load_vgg, vgg_features
+from nvs_nb.evaluation.metrics import MODES, VGGFeatures, load_vgg, vgg_features
 from nvs_nb.evaluation.metrics import (CAP, KNOWN, blurred, controls, fcs, frozen, mcs, mcs_floor, mean_frame, moving_mask, psnr,
                             psnr_moving, score, shifted, shuffled, ssim)
 

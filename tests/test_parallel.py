@@ -1,18 +1,18 @@
 "Two processes must learn what one learns, a dead one must be noticed, and a run must not care how many made it."
 import json, os, signal, subprocess, sys, time
 import pytest, torch
-from nvs_nb.training.checkpoints import load_run
-from nvs_nb.core import make_config
+from nvs_nb.training.checkpoint import load_run
+from nvs_nb.config import make_config
 from nvs_nb.data.clips import load_set
-from nvs_nb.training.training import Trainer
+from nvs_nb.training.trainer import Trainer
 
 SMALL = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1, memory_format='contiguous', batch=9, epochs=12, decay='cosine')
 CODE = '''
 import json, sys
-from nvs_nb.core import make_config
+from nvs_nb.config import make_config
 from nvs_nb.data.clips import load_set
-from nvs_nb.training.parallel import join
-from nvs_nb.training.training import Trainer
+from nvs_nb.training.runtime import join
+from nvs_nb.training.trainer import Trainer
 group, device = join('cpu')
 what = json.loads(sys.argv[1])
 clips = load_set(what['set'], size=32)
@@ -34,7 +34,7 @@ def several(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     return go
 
-def curve(run): return torch.tensor([[json.loads(l)[k] for k in ('loss', 'psnr', 'triplet', 'lr')] for l in (run/'stats.jsonl').read_text().splitlines()])
+def curve(run): return torch.tensor([[json.loads(l)[k] for k in ('loss', 'psnr', 'triplet', 'lr')] for l in (run/'metrics.jsonl').read_text().splitlines()])
 
 def alike(a, b, tol=2e-2):
     "The same weights and codes up to rounding, of which Adam makes much where gradients are nearly zero"
@@ -43,10 +43,10 @@ def alike(a, b, tol=2e-2):
         if w.is_floating_point(): assert (w - v).norm() <= tol * w.norm() + 1e-6, (name, ((w - v).norm() / w.norm()).item())
 
 CASES = {'rows of clips': ('chairs', dict(recipe='fast')),                                             # every row belongs to one process
-         'shared rows': ('actors', dict(recipe='fast', static_rows='set', transient_rows='set', rank=2)),  # all rows are copied
+         'shared rows': ('actors', dict(recipe='fast', static_ids='dataset', transient_ids='dataset', rank=2)),  # all rows are copied
          'paper': ('actors', dict(recipe='paper', batch=18, norm='batch', epochs=4)),                   # two stages, labels, SGD
-         'released, shared rows': ('actors', dict(recipe='released', visit_steps=2, batch=18, d_s=6, d_t=5, epochs=4, fresh_optimisers=False, transient_rows='set', lambda_t=1.)),
-         'released': ('chairs', dict(recipe='released', visit_steps=2, batch=18, d_s=6, d_t=5, epochs=4, fresh_optimisers=False))}
+         'released, shared rows': ('actors', dict(recipe='released', repeats=2, batch=18, d_s=6, d_t=5, epochs=4, fresh_optimisers=False, transient_ids='dataset', lambda_t=1.)),
+         'released': ('chairs', dict(recipe='released', repeats=2, batch=18, d_s=6, d_t=5, epochs=4, fresh_optimisers=False))}
 
 @pytest.mark.parametrize('case', CASES)
 def test_two_processes_learn_what_one_learns(several, tmp_path, case):
@@ -139,7 +139,7 @@ def test_command_trains_and_scores_once(tmp_path):
 
 def test_a_streamed_share_is_the_same(tmp_path):
     import numpy as np
-    from nvs_nb.training.batches import Batches
+    from nvs_nb.training.sampler import Batches
     clips, c = load_set('chairs', size=32), make_config('chairs', **SMALL)
     np.save(tmp_path/'c.npy', clips.frames)
     mapped = load_set('chairs', size=32)

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from nvs_nb.paper import compare
+from nvs_nb.paper import baselines as compare
 from nvs_nb.paper import reproduce
-from nvs_nb.training import rivals
+from nvs_nb.models import gan as rivals
 from nvs_nb.evaluation import samples
-from nvs_nb.training.checkpoints import RIVALS, load_run, rival
-from nvs_nb.core import CHOICES, MODELS, NvsError, make_config
+from nvs_nb.training.checkpoint import RIVALS, load_run, rival
+from nvs_nb.config import CHOICES, MODELS, make_config
+from nvs_nb.core import NvsError
 from nvs_nb.data.clips import load_clips, load_set
-from nvs_nb.paper.jobs import Plan
-from nvs_nb.training.rivals import GAN, Rival, new_clips, trainer_of
+from nvs_nb.paper.plan import Plan
+from nvs_nb.models.gan import GAN, Rival, new_clips, trainer_of
 from test_cli import complaint, done, nvs, place, refused, tree  # noqa: F401 (place is a fixture)
 
-TINY = dict(size=32, frames=8, levels=3, width=16, critic_width=8, hidden=16, batch=6, threads=1, precision='fp32', memory_format='contiguous')
+TINY = dict(size=32, frames=8, levels=3, width=16, d_width=8, hidden=16, batch=6, threads=1, precision='fp32', memory_format='contiguous')
 OPTIONS = ['--device', 'cpu', *(x for k, v in TINY.items() for x in ('--set', f'{k}={v}'))]
 FEW = 12  # clips to score: the scores themselves are tested in 07_samples
 
@@ -91,7 +92,7 @@ def test_several_processes_are_refused():
 @pytest.mark.parametrize('args, names', [
     (['--model', 'gan'], ['--model gan', 'vgan', 'videovae']),
     (['--set', 'model=vgan'], ['model=vgan', '--model']),
-    (['--model', 'vgan', '--recipe', 'released'], ['model=vgan', 'released']),
+    (['--model', 'vgan', '--preset', 'released'], ['model=vgan', 'released']),
     (['--model', 'tgan', '--set', 'frames=6'], ['model=tgan', '8 frames', 'frames=6']),
     (['--model', 'mocogan', '--set', 'noise=-1'], ['noise']),
     (['--model', 'vgan', '--set', 'capture=yes'], ['capture=yes', 'CUDA']),
@@ -136,9 +137,9 @@ def test_files_beside_a_run_are_not_trusted():
     for spoilt in ({'new': {}}, {'new': None}, {'new': dict(kept['kinds']['new'], mcs='x')}, 5):
         (run/f'samples-{FEW}.json').write_text(json.dumps({**kept, 'kinds': spoilt}))
         done('compare', 'a', '--out', 'page', '--device', 'cpu')  # scored again
-    (run/'stats.jsonl').write_text('{"step": 6, "seconds": "x", "epoch": 1, "critic": "a"}\n')
-    for command in ('info', 'evaluate', 'compare'): refused(command, 'a', *(['--out', 'other', '--device', 'cpu'] if command == 'compare' else []), names=['stats.jsonl'])
-    (run/'stats.jsonl').unlink()
+    (run/'metrics.jsonl').write_text('{"step": 6, "seconds": "x", "epoch": 1, "critic": "a"}\n')
+    for command in ('info', 'evaluate', 'compare'): refused(command, 'a', *(['--out', 'other', '--device', 'cpu'] if command == 'compare' else []), names=['metrics.jsonl'])
+    (run/'metrics.jsonl').unlink()
     (run/'scores.json').write_text(json.dumps({**json.loads((run/'scores.json').read_text()), 'fidelity': 'x'}))
     refused('info', 'a', names=['scores.json'])
 

@@ -2,12 +2,13 @@
 import json, subprocess, sys
 import pytest, torch
 from nvs_nb.bench import speed
-from nvs_nb.core import NvsError, make_config
-from nvs_nb.training.hardware import Replay, Waits, settle
-from nvs_nb.training.training import Trainer
+from nvs_nb.config import make_config
+from nvs_nb.core import NvsError
+from nvs_nb.training.runtime import Replay, Waits, settle
+from nvs_nb.training.trainer import Trainer
 
 TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1, memory_format='contiguous', epochs=1000)
-RECIPES = {'fast': dict(batch=8), 'paper': dict(batch=4), 'released': dict(visit_steps=2, d_s=6, d_t=5), 'rank': dict(rank=2), 'mse, linear': dict(loss='mse', output='linear')}
+RECIPES = {'fast': dict(batch=8), 'paper': dict(batch=4), 'released': dict(repeats=2, d_s=6, d_t=5), 'rank': dict(rank=2), 'mse, linear': dict(loss='mse', output='linear')}
 
 def trainer(recipe, device='cpu', n=8, **changes):
     config = make_config('chairs', recipe if recipe in ('paper', 'released') else 'fast', **{**TINY, **RECIPES[recipe], **changes})
@@ -85,7 +86,7 @@ def test_pyramid_matrices_are_constants_when_compiled():
 @pytest.mark.parametrize('args, says', [(['--only', 'quality', '--sets', 'chars'], "set 'chars': unknown"), (['--sets', 'folder=/nowhere'], '/nowhere: no such folder'),
     (['--recipes', 'slow'], "unknown recipe 'slow'"), (['--out', '/nowhere/x.json'], '--out /nowhere/x.json: cannot write there'), (['--device', 'warp'], '--device warp')])
 def test_the_command_says_what_is_wrong_before_it_measures(args, says, capsys):
-    from nvs_nb.errors import spoken
+    from nvs_nb.core import spoken
     with pytest.raises(SystemExit) as stop: spoken(lambda: speed.main(['--device', 'cpu', *args]), 'speed')
     err = capsys.readouterr().err
     assert stop.value.code == 2 and says in err and len(err.splitlines()) == 1

@@ -2,10 +2,11 @@
 import json, os, signal, subprocess, sys, time
 import pytest, torch
 from torch.utils._pytree import tree_leaves
-from nvs_nb.core import NvsError, make_config
-from nvs_nb.training.checkpoints import load_run
+from nvs_nb.config import make_config
+from nvs_nb.core import NvsError
+from nvs_nb.training.checkpoint import load_run
 from nvs_nb.data.clips import load_set
-from nvs_nb.training.training import Trainer
+from nvs_nb.training.trainer import Trainer
 
 TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', memory_format='contiguous', threads=1)
 
@@ -19,8 +20,8 @@ def same(a, b):
             assert torch.equal(x, y) if torch.is_tensor(x) else x == y, name
     assert a.step == b.step and all(torch.equal(x, y) for x, y in zip(a.batches(a.step)[:5], b.batches(b.step)[:5]))
 
-@pytest.mark.parametrize('changes', [dict(recipe='fast'), dict(recipe='fast', precision='bf16', visit_frames=4), dict(recipe='fast', norm='batch', rank=2),
-    dict(recipe='paper'), dict(recipe='released', visit_steps=3, d_s=6, d_t=5), dict(recipe='fast', latent_opt='sgd', label='transient', static_rows='clip')], ids=str)
+@pytest.mark.parametrize('changes', [dict(recipe='fast'), dict(recipe='fast', precision='bf16', frames_per_clip=4), dict(recipe='fast', norm='batch', rank=2),
+    dict(recipe='paper'), dict(recipe='released', repeats=3, d_s=6, d_t=5), dict(recipe='fast', latent_opt='sgd', label='transient', static_ids='clip')], ids=str)
 def test_resume_is_exact(chairs, tmp_path, changes):
     changes = {**TINY, 'epochs': 4, 'batch': 2, **changes}
     if changes['recipe'] != 'fast': changes['batch'] = 1
@@ -31,7 +32,7 @@ def test_resume_is_exact(chairs, tmp_path, changes):
     cut = Trainer.resume(tmp_path/'cut', chairs, device='cpu', progress=False)
     assert cut.step == k
     same(whole, cut.fit())
-    steps = [json.loads(l)['step'] for l in (tmp_path/'cut'/'stats.jsonl').read_text().splitlines()]
+    steps = [json.loads(l)['step'] for l in (tmp_path/'cut'/'metrics.jsonl').read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == whole.steps
 
 def test_seconds_end_a_run(chairs):
@@ -41,7 +42,7 @@ def test_seconds_end_a_run(chairs):
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_leaves(tmp_path, signum):
-    code = ("from nvs_nb.core import make_config; from nvs_nb.data.clips import load_set; from nvs_nb.training.training import Trainer; import sys\n"
+    code = ("from nvs_nb.core import make_config; from nvs_nb.data.clips import load_set; from nvs_nb.training.trainer import Trainer; import sys\n"
         f"c = make_config('chairs', epochs=100000, **{TINY!r}); print('ready', flush=True)\n"
         f"t = Trainer(c, load_set('chairs', size=32).subset(range(5)), {str(tmp_path/'run')!r}, device='cpu', progress=False); print('go', flush=True); t.fit(); print(t.stopped, t.step)")
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -51,7 +52,7 @@ def test_signal_saves_and_leaves(tmp_path, signum):
     assert p.returncode == 0 and stopped == signum
     model, config, clips, state = load_run(tmp_path/'run')
     assert state['trainer']['step'] == step > 0
-    assert sorted(x.name for x in (tmp_path/'run').iterdir()) == ['checkpoint.pt', 'config.json', 'samples', 'stats.jsonl']
+    assert sorted(x.name for x in (tmp_path/'run').iterdir()) == ['checkpoint.pt', 'config.json', 'samples', 'metrics.jsonl']
 
 def test_not_finite_stops_and_keeps_the_good_checkpoint(chairs, tmp_path):
     c = make_config('chairs', **TINY, epochs=50)
@@ -62,7 +63,7 @@ def test_not_finite_stops_and_keeps_the_good_checkpoint(chairs, tmp_path):
     assert load_run(tmp_path/'run')[3]['trainer']['step'] == 10
 
 def test_static_code_learns_and_rows_not_visited_stay(chairs):
-    c = make_config('chairs', **TINY, epochs=1, batch=2, static_rows='clip')
+    c = make_config('chairs', **TINY, epochs=1, batch=2, static_ids='clip')
     t = Trainer(c, chairs, device='cpu', progress=False)
     before = {k: p.clone() for k, p in t.model.dictionary.named_parameters()}
     t.fit(until=1)
@@ -71,9 +72,9 @@ def test_static_code_learns_and_rows_not_visited_stay(chairs):
         assert sum(moved) == 2 and [i for i, m in enumerate(moved) if m] == sorted(t.batches.draw(0).idx), k
 
 def test_released_static_code_stays(chairs):
-    t = Trainer(make_config('chairs', 'released', **{**TINY, 'visit_steps': 2, 'epochs': 1}), chairs, device='cpu', progress=False)
-    before = t.model.dictionary.z_s.clone(); t.fit()
-    assert torch.equal(before, t.model.dictionary.z_s)
+    t = Trainer(make_config('chairs', 'released', **{**TINY, 'repeats': 2, 'epochs': 1}), chairs, device='cpu', progress=False)
+    before = t.model.Z.static.clone(); t.fit()
+    assert torch.equal(before, t.model.Z.static)
 
 def test_paper_stages_update_what_they_should(chairs):
     t = Trainer(make_config('chairs', 'paper', **TINY), chairs, device='cpu', progress=False)

@@ -18,8 +18,8 @@ import torch
 from tqdm.auto import tqdm
 from ..core import NvsError
 from .frames import Window, natural, read_tiles, square
-from .readers import find, read_clips
-from .scenes import ACTIONS, IDENTITIES, actor, golfer
+from .readers import digest, find, read_clips
+from .synthetic import ACTIONS, IDENTITIES, actor, golfer
 
 # %% ../../nbs/1_method/03_clips.ipynb #b9fc4354
 def to_float(
@@ -38,7 +38,7 @@ def to_uint8(
 def check_clips(c):
     "`NvsError` if frames, maps and names of the clips `c` do not fit together; the maps become int64."
     def check(ok, text):
-        if not ok: raise NvsError(f'{c.set}: {text}')
+        if not ok: raise NvsError(f'{c.dataset}: {text}')
     shape = tuple(getattr(c.frames, 'shape', ()))
     check(len(shape) == 5 and shape[4] == 3 and shape[2] == shape[3], f'frames of shape {shape}, not (N, L, H, H, 3)')
     check(c.frames.dtype == np.uint8, f'frames are {c.frames.dtype}, not uint8')
@@ -54,15 +54,16 @@ def check_clips(c):
 # %% ../../nbs/1_method/03_clips.ipynb #d5cc22ec
 @dataclass(eq=False)
 class Clips:
-    "N clips of L frames, each with a static and a transient row. Parts that do not fit together are an `NvsError`."
+    "N clips of L frames, each with a static and a transient index. Parts that do not fit together are an `NvsError`."
     frames: np.ndarray        # uint8 (N, L, H, H, 3); may be memory-mapped
-    static_id: np.ndarray     # (N,) row of the static code, 0 <= id < S
-    transient_id: np.ndarray  # (N,) row of the transient codes, 0 <= id < T
+    static_id: np.ndarray     # (N,) index of the static code, 0 <= id < S
+    transient_id: np.ndarray  # (N,) index of the transient codes, 0 <= id < T
     names: list               # N different names
-    static_names: list        # S, what each static row stands for
-    transient_names: list     # T, what each transient row stands for
-    set: str = 'clips'        # name of the data set
+    static_names: list        # S, what each static code stands for
+    transient_names: list     # T, what each transient path stands for
+    dataset: str = 'clips'    # its name
     skipped: list = field(default_factory=list)  # what was left out and why, one line each
+    digests: list = None      # N hashes of the clips' bytes, if they are known already
 
     def __post_init__(self): check_clips(self)
     def __len__(self): return len(self.frames)
@@ -72,16 +73,16 @@ class Clips:
     T = property(lambda self: len(self.transient_names))
 
     def subset(self, idx):
-        "The clips `idx`: numbers, a slice or a mask. All rows stay, so that a row means the same in every subset."
+        "The clips `idx`: numbers, a slice or a mask. All codes stay, so that an index means the same in every subset."
         idx = np.atleast_1d(np.arange(len(self))[idx])
         return replace(self, frames=self.frames[idx], static_id=self.static_id[idx], transient_id=self.transient_id[idx],
-                       names=[self.names[i] for i in idx])
+                       names=[self.names[i] for i in idx], digests=self.digests and [self.digests[i] for i in idx])
 
-    def rows(self, static='set', transient='set'):
-        "The same clips under other maps, each 'set' (as it is), one row 'shared' by all, or a row for each 'clip'."
+    def with_ids(self, static='dataset', transient='dataset'):
+        "The same clips under other maps, each as in the 'dataset', one code 'shared' by all, or one for each 'clip'."
         own = dict(clip=(np.arange(len(self)), list(self.names)), shared=(0*self.static_id, ['shared']))
-        statics = dict(set=(self.static_id, self.static_names), **own)
-        transients = dict(set=(self.transient_id, self.transient_names), **own)
+        statics = dict(dataset=(self.static_id, self.static_names), **own)
+        transients = dict(dataset=(self.transient_id, self.transient_names), **own)
         for option, value, known in ('static', static, statics), ('transient', transient, transients):
             if value not in known: raise NvsError(f'{option} {value!r}: choose {" or ".join(known)}')
         (s, s_names), (t, t_names) = statics[static], transients[transient]
@@ -91,16 +92,15 @@ class Clips:
         "The clips `idx` as float32 (B, K, 3, H, H) in [-1, 1]: all frames, or the `frames` given for all (K,) or for each (B, K)."
         idx = np.atleast_1d(np.asarray(idx))
         at = np.atleast_1d(np.arange(self.L) if frames is None else np.asarray(frames))
-        if at.size == 0 or at.min() < 0 or at.max() >= self.L: raise NvsError(f'{self.set}: frames {at.tolist()} of clips that have {self.L}')
+        if at.size == 0 or at.min() < 0 or at.max() >= self.L: raise NvsError(f'{self.dataset}: frames {at.tolist()} of clips that have {self.L}')
         return to_float(torch.from_numpy(self.frames[idx[:, None], at]).to(device))
 
     def fingerprint(self):
         "16 hex digits of a hash over all that training sees: frames, maps and names."
         told = (self.frames.shape, self.static_id.tolist(), self.transient_id.tolist(), self.names,
                 self.static_names, self.transient_names)
-        h = hashlib.sha256(repr(told).encode())
-        for clip in self.frames: h.update(np.ascontiguousarray(clip))
-        return h.hexdigest()[:16]
+        if self.digests is None: self.digests = [digest(clip) for clip in self.frames]
+        return hashlib.sha256(repr((told, self.digests)).encode()).hexdigest()[:16]
 
 # %% ../../nbs/1_method/03_clips.ipynb #0b723339
 EMBEDDED = Path(str(files('nvs_nb')))/'embedded'
@@ -167,7 +167,7 @@ def load_set(
     if window not in ('first', 'random'): raise NvsError(f'window {window!r}: choose first or random')
     if fit not in ('crop', 'whole'): raise NvsError(f'fit {fit!r}: choose crop or whole')
     if name not in SETS: raise NvsError(f'set {name!r}: unknown; choose one of {", ".join(SETS)}')
-    win, skipped = Window(frames, window, stride, seed), []
+    win, skipped, digests = Window(frames, window, stride, seed), [], None
     if name == 'chairs' and root: name = 'chair-cad'
     if name in ('chairs', 'actors', 'swings'):
         if root: raise NvsError(f'root {root}: the {name} are drawn, not read')
@@ -179,11 +179,11 @@ def load_set(
         s_names, t_names = list(dict.fromkeys(statics)), list(dict.fromkeys(transients))
     else:
         u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw)
-        names, statics, transients, skipped = (meta[k] for k in ('names', 'statics', 'transients', 'skipped'))
+        names, statics, transients, skipped, digests = (meta[k] for k in ('names', 'statics', 'transients', 'skipped', 'digests'))
         s_names, t_names = sorted(set(statics), key=natural), sorted(set(transients), key=natural)
     places = [{row: i for i, row in enumerate(rows)} for rows in (s_names, t_names)]
     ids = [np.array([place[x] for x in labels]) for place, labels in zip(places, (statics, transients))]
-    return Clips(u8, *ids, names, s_names, t_names, name, skipped)
+    return Clips(u8, *ids, names, s_names, t_names, name, skipped, digests)
 
 # %% ../../nbs/1_method/03_clips.ipynb #0385cea2
 def matching(names, patterns, option):
@@ -215,7 +215,7 @@ def load_clips(
     root=None,  # folder of the files, for sets that are not embedded
 ):  # `Clips`
     "The clips that a configuration asks for, under its id maps. Errors are those of `load_set`."
-    c, window = config, 'first' if config.window == 'visit' else config.window
-    clips = load_set(c.set, root or None, c.size, c.read_frames or c.frames, window, c.stride, c.data_seed,
-                     fit=c.fit, draw=c.draw)
-    return choose(clips, c.keep, c.leave_out).rows(c.static_rows, c.transient_rows)
+    d, m = config.data, config.model.name
+    window = 'first' if d.window == 'crop' else d.window  # crops are drawn in each step, from all that is read
+    clips = load_set(d.dataset, root or None, d.size, d.read_frames or d.frames, window, d.stride, d.draw_seed, fit=d.fit, draw=d.draw)
+    return choose(clips, d.keep, d.leave_out).with_ids(m.static_ids, m.transient_ids)

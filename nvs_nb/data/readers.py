@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'VIDEOS', 'READERS', 'CACHE_VERSION', 'Source', 'find', 'label', 'weizmann', 'chair_cad', 'golf', 'folder',
-           'find_sources', 'room', 'decode', 'cache_name', 'read_cache', 'drawn', 'read_clips']
+           'find_sources', 'room', 'decode', 'digest', 'cache_name', 'read_cache', 'drawn', 'read_clips']
 
 # %% ../../nbs/library/readers.ipynb #90881e4b
 import gc, hashlib, json, os, re, tempfile, warnings, zlib
@@ -161,7 +161,11 @@ def decode(
     skipped += [f'{s.name}: {s.why_not}' for s in sources if s.why_not]
     return frames if frames is None else frames[:len(kept)], kept, skipped
 
-CACHE_VERSION = 2  # a new number makes all older cache entries stale: count up when decoding changes
+CACHE_VERSION = 3  # a new number makes all older cache entries stale: count up when decoding changes
+
+def digest(clip):
+    "16 hex digits of a hash of the bytes of a clip."
+    return hashlib.sha256(np.ascontiguousarray(clip)).hexdigest()[:16]
 
 def cache_name(reader, root, files, *options):
     "A name that changes with any option, and with any file's name, size or time."
@@ -177,7 +181,7 @@ def read_cache(path):
     try:
         meta = read_json(path.with_suffix('.json'))
         frames = np.load(path.with_suffix('.npy'), mmap_mode='r')
-        if meta['crc32'] == zlib.crc32(frames): return frames, meta
+        if frames.dtype == np.uint8 and len(meta['digests']) == len(meta['names']) == len(frames): return frames, meta
     except (NvsError, OSError, ValueError, EOFError, KeyError, TypeError): pass  # any damage: decode again
 
 # %% ../../nbs/library/readers.ipynb #feebb334
@@ -210,7 +214,7 @@ def read_clips(
     if not kept: raise NvsError(f'{root}: none of its {len(skipped)} clips can be used; {skipped[0]}')
     skipped += [f'{f.relative_to(root)}: neither an image nor a video' for f in others]
     meta = dict(names=[s.name for s in kept], statics=[s.static for s in kept], transients=[s.transient for s in kept],
-                skipped=skipped, crc32=zlib.crc32(frames))
+                skipped=skipped, digests=[digest(f) for f in frames])
     if cache is False: return frames, meta
     try:
         atomic_write(path.with_suffix('.npy'), lambda tmp: np.save(tmp, frames))

@@ -17,7 +17,7 @@ from skimage.metrics import structural_similarity
 from tqdm.auto import tqdm
 from ..core import NvsError, write_json
 from ..data.clips import load_set
-from .features import MODES, clips_of, find_vgg, motion
+from .metrics import MODES, clips_of, find_vgg, motion
 
 # %% ../../nbs/2_scores/08_scores.ipynb #8ae722d5
 def mean_frame(real):

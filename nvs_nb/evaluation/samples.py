@@ -15,9 +15,9 @@ from skimage.filters import laplace
 from ..core import NvsError, read_json, write_json
 from ..data.clips import to_uint8
 from ..models.nvs import generate
-from ..training.checkpoints import describe_clips
-from ..training.rivals import new_clips
-from .features import LOOKS, motion
+from ..training.checkpoint import describe_clips
+from ..models.gan import new_clips
+from .metrics import LOOKS, motion
 from .metrics import CARDS, fcs, mcs_scores, numbers
 
 # %% ../../nbs/library/samples.ipynb #3509e8db
@@ -90,7 +90,7 @@ def kinds_of(
     about,   # what `describe_clips` says of the clips
 ):  # tuple of keys of `KINDS`
     "The ways in which a model can be asked for clips: first as trained, then new ones."
-    if config.model != 'ours': return 'new',
+    if config.model.name != 'ours': return 'new',
     pairs = {*zip(about['static_id'], about['transient_id'])}
     everything = len({*about['static_id']}) * len({*about['transient_id']})
     return 'dictionary', 'exchanged' if len(pairs) < everything else 'mixed'
@@ -113,13 +113,13 @@ def our_clips(
             pair = int(rng.choice(s)), int(rng.choice(t))
             if pair not in trained: new.append(pair)
         return generate(model, *np.array(new).T)
-    was, out, device = model.training, [], model.dictionary.z_s.device
+    was, out, device = model.training, [], model.Z.static.device
     model.eval()
     try:
         for a, b, u in zip(i, j, rng.random(n)):
             s_a, t_a, t_b = (torch.tensor([x], device=device) for x in (s[a], t[a], t[b]))
-            path = torch.lerp(model.dictionary.z_t[t_a], model.dictionary.z_t[t_b], float(u))
-            out.append(to_uint8(model.decode(model.dictionary.z_s[s_a], model.correlate(path), model.labels(s_a, t_a))).cpu())
+            path = torch.lerp(model.Z.paths[t_a], model.Z.paths[t_b], float(u))
+            out.append(to_uint8(model.decode(model.Z.static[s_a], model.correlate(path), model.labels(s_a, t_a))).cpu())
     finally: model.train(was)
     return torch.cat(out).numpy()
 
@@ -155,7 +155,7 @@ def judge_run(
 ):  # dict: kind of sample -> what `judge` returned
     "Score every kind of sample of a run, or read the scores if they are those of its last step."
     file = 'samples.json' if n == SAMPLES else f'samples-{n}.json'
-    path, about, real = home and Path(home)/file, describe_clips(clips), clips.frames[:, :config.frames]
+    path, about, real = home and Path(home)/file, describe_clips(clips), clips.frames[:, :config.data.frames]
     weights = hashlib.sha256(b''.join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
     made_of = dict(weights=weights, fingerprint=about['fingerprint'], samples=n, **vgg.source)
     if path and path.exists():

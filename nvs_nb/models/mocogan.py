@@ -8,16 +8,16 @@ __all__ = ['ContentAndMotion', 'MoCoGAN']
 # %% ../../nbs/5_baselines/04_mocogan.ipynb #92033569
 import torch
 from torch import nn
-from ..core import Config
+from ..config import Config
 from .nvs import Generator
-from ..training.rivals import GAN, critic
+from .gan import GAN, discriminator
 
 # %% ../../nbs/5_baselines/04_mocogan.ipynb #199ba96b
 class ContentAndMotion(nn.Module):
     "A content code `(B, D_s)` and noise `(B, 1 + L, D_t)` -> clips `(B, L, 3, H, W)`; a GRU makes motion codes of the noise."
-    def __init__(self, c: Config):
+    def __init__(self, d_s, d_t, size, width):
         super().__init__()
-        self.gru, self.image = nn.GRU(c.d_t, c.d_t, batch_first=True), Generator(c.d_s + c.d_t, c.size, c.width)
+        self.gru, self.image = nn.GRU(d_t, d_t, batch_first=True), Generator(d_s + d_t, size, width)
 
     def forward(self, content, noise):
         motion = self.gru(noise[:, 1:], noise[None, :, 0].contiguous())[0]  # the first draw is where the motion starts
@@ -26,15 +26,17 @@ class ContentAndMotion(nn.Module):
 
 # %% ../../nbs/5_baselines/04_mocogan.ipynb #4a3b4de8
 class MoCoGAN(GAN):
-    "Content and motion codes, a critic of clips and a critic of frames (Tulyakov et al., 2018)."
+    "Content and motion codes, a discriminator of clips and one of frames (Tulyakov et al., 2018)."
     def __init__(self, c: Config):
-        super().__init__(c, ContentAndMotion(c), *(critic(c.size, c.critic_width, flat, c.noise) for flat in (False, True)))
+        m, size = c.model, c.data.size
+        super().__init__(c, ContentAndMotion(m.d_s, m.d_t, size, m.width),
+            *(discriminator(size, m.d_width, flat, m.noise) for flat in (False, True)))
 
-    def make(self, n, rng):
-        content, noise = self.noise(n, self.c.d_s, rng), self.noise(n * (self.c.frames + 1), self.c.d_t, rng)
-        return self.G(content, noise.view(n, self.c.frames + 1, -1)),
+    def make(self, n):
+        m, L = self.c.model, self.c.data.frames
+        return self.G(self.noise(n, m.d_s), self.noise(n * (L + 1), m.d_t).view(n, L + 1, -1)),
 
-    def views(self, x, rng):
+    def views(self, x):
         "The clip, and one of its frames at random."
-        i = torch.randint(x.shape[1], (len(x),), generator=rng).to(x.device)
+        i = torch.randint(x.shape[1], (len(x),), device=x.device)
         return [x.transpose(1, 2), x[torch.arange(len(x), device=x.device), i]]

@@ -8,16 +8,16 @@ __all__ = ['TwoStreams', 'VGAN']
 # %% ../../nbs/5_baselines/02_vgan.ipynb #44a0ce99
 import torch
 from torch import nn
-from ..core import Config
+from ..config import Config
 from .nvs import Generator
-from ..training.rivals import GAN, VideoGenerator, critic
+from .gan import GAN, VideoGenerator, discriminator
 
 # %% ../../nbs/5_baselines/02_vgan.ipynb #4da0f5dc
 class TwoStreams(nn.Module):
     "Codes `(B, d)` -> clips `(B, L, 3, H, W)`, masks `(B, 1, L, H, W)`, backgrounds `(B, 3, H, W)`; Vondrick eq. (2)."
-    def __init__(self, c: Config):
+    def __init__(self, d, size, width):
         super().__init__()
-        self.moving, self.still = VideoGenerator(c.d_s, c.size, c.width, 4), Generator(c.d_s, c.size, c.width)
+        self.moving, self.still = VideoGenerator(d, size, width, 4), Generator(d, size, width)
 
     def forward(self, z):
         h, b = self.moving(z), self.still(z)
@@ -26,15 +26,20 @@ class TwoStreams(nn.Module):
 
 # %% ../../nbs/5_baselines/02_vgan.ipynb #e4aa3be1
 class VGAN(GAN):
-    "Two-stream generator, one spatio-temporal critic, an L1 price on the mask (Vondrick et al., 2016)."
-    PARTS = *GAN.PARTS, 'mask'
-    def __init__(self, c: Config): super().__init__(c, TwoStreams(c), critic(c.size, c.critic_width))
+    "Two-stream generator, one spatio-temporal discriminator, an L1 penalty on the mask (Vondrick et al., 2016)."
+    TERMS = *GAN.TERMS, 'mask'
+    def __init__(self, c: Config):
+        m = c.model
+        super().__init__(c, TwoStreams(m.d_s, c.data.size, m.width), discriminator(c.data.size, m.d_width))
 
-    def make(self, n, rng):
-        clips, m, _ = self.G(self.noise(n, self.c.d_s, rng))
-        return clips, m.float().mean()
+    def make(self, n):
+        clips, mask, _ = self.G(self.noise(n, self.c.model.d_s))
+        self.mask = mask.float().mean()
+        return clips, self.mask
 
-    def generator_loss(self, opinions, extra):
-        return super().generator_loss(opinions, extra) + self.c.sparsity * extra[0]
+    def generator_loss(self, logits, extra):
+        return super().generator_loss(logits, extra) + self.c.model.sparsity * extra[0]
 
-    def notes(self, extra): return dict(mask=extra[0].detach())
+    def loss(self, batch, phase):
+        loss, terms = super().loss(batch, phase)
+        return loss, terms | dict(mask=self.mask)

@@ -6,12 +6,14 @@
 __all__ = ['split', 'draw', 'kl', 'frame_encoder', 'VideoVAE']
 
 # %% ../../nbs/5_baselines/05_videovae.ipynb #8198376f
+import contextlib
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..core import Config
-from .nvs import Generator
-from ..training.rivals import doublings
+from ..config import Config
+from ..data.clips import to_float
+from .nvs import Generator, Phase
+from .gan import doublings
 
 # %% ../../nbs/5_baselines/05_videovae.ipynb #c49be7da
 def split(x):
@@ -19,10 +21,10 @@ def split(x):
     mean, log_var = x.float().chunk(2, -1)
     return mean, log_var.clamp(-10, 10)
 
-def draw(gauss, rng):
+def draw(gauss):
     "A point from a Gaussian `(mean, log-variance)`."
     mean, log_var = gauss
-    return mean + (log_var / 2).exp() * torch.randn(mean.shape, generator=rng).to(mean)
+    return mean + (log_var / 2).exp() * torch.randn(mean.shape, device=mean.device)
 
 def kl(q, p):
     "Divergence KL(q || p) of Gaussians with diagonal covariance, summed over dimensions: `(...)`."
@@ -43,53 +45,55 @@ def frame_encoder(
 # %% ../../nbs/5_baselines/05_videovae.ipynb #44a70a1d
 class VideoVAE(nn.Module):
     "A clip-wide attribute code and a code for each frame, whose prior is an LSTM (He et al., 2018)."
-    FIRST = True
-    PARTS = 'loss', 'rec', 'kl_clip', 'kl_frames'
+    TERMS = 'loss', 'rec', 'kl_clip', 'kl_frames'
+    NOISE = FIRST = True
+    autocast = contextlib.nullcontext
+    phases = Phase(('G',)),
+
     def __init__(self, c: Config):
         super().__init__()
-        self.c, e = c, 256
-        self.see = frame_encoder(c.size, c.critic_width, e)
-        self.attribute = nn.Linear(e, 2 * c.d_s)                                   # q(a | x_1)
-        self.lstm = nn.LSTMCell(c.d_t + c.d_s, c.hidden)
-        self.prior = nn.Linear(c.hidden + c.d_s, 2 * c.d_t)                          # p(z_i | z_<i, a)
-        self.posterior = nn.Sequential(nn.Linear(c.hidden + c.d_s + e, c.hidden), nn.ReLU(True), nn.Linear(c.hidden, 2 * c.d_t))
-        self.decoder = Generator(c.d_s + c.d_t, c.size, c.width)
+        self.c, m, e = c, c.model, 256
+        self.see = frame_encoder(c.data.size, m.e_width, e)
+        self.attribute = nn.Linear(e, 2 * m.d_s)                                   # q(a | x_1)
+        self.lstm = nn.LSTMCell(m.d_t + m.d_s, m.hidden)
+        self.prior = nn.Linear(m.hidden + m.d_s, 2 * m.d_t)                        # p(z_i | z_<i, a)
+        self.posterior = nn.Sequential(nn.Linear(m.hidden + m.d_s + e, m.hidden), nn.ReLU(True), nn.Linear(m.hidden, 2 * m.d_t))
+        self.G = Generator(m.d_s + m.d_t, c.data.size, m.width)                    # the decoder
 
-    def unroll(self, e, n, rng):
+    def unroll(self, e, n):
         "Codes of `n` frames, the first ones from features `e (B, K, E)`, the others from the prior: codes, divergences."
         a_q = split(self.attribute(e[:, 0]))
-        a, z, parts = draw(a_q, rng), None, []
-        h = c = a.new_zeros(len(a), self.c.hidden)
-        codes = []
+        a, parts, codes = draw(a_q), [], []
+        h = c = a.new_zeros(len(a), self.c.model.hidden)
         for i in range(n):
             p = split(self.prior(torch.cat([h, a], -1)))
             if i < e.shape[1]:
                 q = split(self.posterior(torch.cat([h, a, e[:, i]], -1)))
                 parts.append(kl(q, p))
-            z = draw(q if i < e.shape[1] else p, rng)
+            z = draw(q if i < e.shape[1] else p)
             codes.append(torch.cat([a, z], -1))
             h, c = self.lstm(torch.cat([z, a], -1), (h, c))
         return torch.stack(codes, 1), kl(a_q, (torch.zeros_like(a), torch.zeros_like(a))), torch.stack(parts, 1)
 
-    def decode(self, codes): return self.decoder(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+    def decode(self, codes): return self.G(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
 
-    def update(self, real, opt, rng, half, step):
-        with half():
-            e = self.see(real.flatten(0, 1)).unflatten(0, real.shape[:2])
-            codes, k_clip, k_frames = self.unroll(e, real.shape[1], rng)
+    def loss(self, batch, phase):
+        real = to_float(batch.real)
+        with self.autocast():
+            codes, k_clip, k_frames = self.unroll(self.see(real.flatten(0, 1)).unflatten(0, real.shape[:2]), real.shape[1])
             fake = self.decode(codes).float()
-        rec = (fake - real).square().mean()
-        k_clip, k_frames = k_clip.mean(), k_frames.sum(1).mean()
-        loss = rec + self.c.beta * (k_clip + k_frames) / real[0].numel()
-        opt['G'].zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters(), 1.)
-        opt['G'].step()
-        return dict(loss=loss.detach(), rec=rec.detach(), kl_clip=k_clip.detach(), kl_frames=k_frames.detach())
+        rec, k_clip, k_frames = (fake - real).square().mean(), k_clip.mean(), k_frames.sum(1).mean()
+        loss = rec + self.c.model.beta * (k_clip + k_frames) / real[0].numel()
+        return loss, dict(loss=loss, rec=rec, kl_clip=k_clip, kl_frames=k_frames)
 
-    def optimisers(self): return dict(G=torch.optim.Adam(self.parameters(), self.c.lr_g, fused=True))
+    def optimizers(self):
+        adam = torch.optim.Adam(self.parameters(), self.c.optim.lr_g)
+        adam.register_step_pre_hook(lambda *_: (nn.utils.clip_grad_norm_(self.parameters(), 1.), None)[1])
+        return dict(G=adam)
+
+    def project(self, batch, phase): pass
 
     @torch.no_grad()
-    def sample(self, n, rng, first=None):
+    def sample(self, n, first=None):
         "Continue first frames `(n, 3, H, W)`."
-        return self.decode(self.unroll(self.see(first)[:, None], self.c.frames, rng)[0])
+        return self.decode(self.unroll(self.see(first)[:, None], self.c.data.frames)[0])

@@ -15,22 +15,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from ..core import NvsError, make_config, make_rng, parse_changes, read_json, write_json
+from ..config import make_config, parse_changes
+from ..core import NvsError, make_rng, read_json, write_json
 from ..viz import show_strips
 from ..models.latents import LatentDictionary
 from ..models.nvs import generate
-from ..evaluation.features import MODES, motion
+from ..evaluation.metrics import MODES, motion
 from ..evaluation.metrics import decibel, fcs, log_distance, psnr
-from ..evaluation.reports import number, ranks, read_stats, save_figure, text_table
-from .jobs import Job, feature_net, open_job, real_motion, run_jobs
-from ..evaluation.pages import Picture, Section, Table
-from .experiments import generated
+from ..evaluation.report import number, ranks, read_metrics, save_figure, text_table
+from .plan import Job, feature_net, open_job, real_motion, run_jobs
+from ..evaluation.tables import Picture, Section, Table
+from .results import generated
 
 # %% ../../nbs/3_paper/11_ablations.ipynb #8123f1ba
 LOSSES = {'no-triplet-no-static': dict(lambda_t=0., lambda_s=0.), 'no-triplet': dict(lambda_t=0.),
           'no-static': dict(lambda_s=0.), 'full': {}}  # Table 4b
 SWITCHES = {  # Figure 4, left; then what the paper leaves open, or the released code does otherwise
-    'no-codes': dict(lr_z=0.), 'per-frame': dict(recurrent=False), 'shared-static': dict(static_rows='shared'),
+    'no-codes': dict(lr_z=0.), 'per-frame': dict(recurrent=False), 'shared-static': dict(static_ids='shared'),
     'no-ball': dict(code_norm='none'), 'alternating': dict(schedule='alternating'),
     'l1': dict(loss='l1'), 'mse': dict(loss='mse'), 'one-level': dict(levels=1)}
 SIGNS = {'no-triplet-no-static': '- triplet - static', 'no-triplet': '- triplet + static',
@@ -53,14 +54,14 @@ RANDOM = {'initial': 'as drawn before training', 'uniform': 'uniform in [-1, 1]'
 def random_codes(config, kind, n):
     "A `LatentDictionary` for `n` clips, from the distribution that training starts from or another one, see `RANDOM`."
     rng = make_rng(config.seed + 1000)  # not the draws that training began with
-    codes = LatentDictionary(n, n, config.frames, config.d_s, config.d_t, config.init, rng).requires_grad_(False)
+    codes = LatentDictionary(n, n, config.data.frames, config.model.d_s, config.model.d_t, config.model.init, rng).requires_grad_(False)
     if kind == 'uniform':
         for z in codes.parameters(): z.uniform_(-1, 1, generator=rng)
     return codes
 
 def draw_from(model, codes, rows):
     "Clips that `model` makes of the `rows` of another dictionary."
-    learnt, model.dictionary = model.dictionary, codes.to(model.dictionary.z_s.device)
+    learnt, model.dictionary = model.dictionary, codes.to(model.Z.static.device)
     try: return generate(model, rows, rows)
     finally: model.dictionary = learnt
 
@@ -96,14 +97,14 @@ def score_codes(
 
 def table4a(d, videos, progress=False):
     "`score_codes` with the network that has scored the run; kept in its `codes.json`."
-    path, told, device = d.path/'codes.json', read_json(d.path/'job.json'), d.model.dictionary.z_s.device
+    path, told, device = d.path/'codes.json', read_json(d.path/'job.json'), d.model.Z.static.device
     vgg = feature_net(told['vgg']).to(device)
     key = dict(videos=videos, step=d.scores['step'], net=vgg.source)
     try: old = read_json(path)
     except NvsError: old = {}
     if old.get('key') == key: return old['scores']
     folder = d.path.parents[d.job.name.count('/')]
-    f_real = real_motion(d.clips, d.clips.frames[:, :d.config.frames], vgg, folder)
+    f_real = real_motion(d.clips, d.clips.frames[:, :d.config.data.frames], vgg, folder)
     scores = score_codes(d, vgg, f_real, videos, progress)
     write_json(path, dict(key=key, scores=scores))
     return scores
@@ -117,7 +118,7 @@ def brightest(real):
 
 def on_white(d, i):
     "Clip `i` of a `Done`: its PSNR, that of its object's pixels, and how much of the object's contrast is there."
-    real, fake = d.clips.frames[i, :d.config.frames], generated(d, [i])[0]
+    real, fake = d.clips.frames[i, :d.config.data.frames], generated(d, [i])[0]
     a, b, mask = real / 255., fake / 255., 1 - real.mean(-1) / 255. > GROUND
     return dict(psnr=float(psnr(real[None], fake[None])[0]),
                 psnr_object=float(decibel(np.mean((a[mask] - b[mask])**2))),
@@ -127,7 +128,7 @@ def on_white(d, i):
 def compare(runs, idx):
     "Figure: the clips `idx` as each run (title -> `Done`) generates them, below the original if the set is embedded."
     rows, d = {title: generated(d, idx) for title, d in runs.items()}, next(iter(runs.values()))
-    if d.embedded: rows = dict(original=d.clips.frames[idx, :d.config.frames], **rows)
+    if d.embedded: rows = dict(original=d.clips.frames[idx, :d.config.data.frames], **rows)
     return show_strips([clips[j] for j in range(len(idx)) for clips in rows.values()], [*rows] * len(idx))
 
 def pictures(runs, white):
@@ -234,7 +235,7 @@ OWN = lambda k: not (k.startswith('baseline_') or k.endswith(COMMON))
 
 def one_run(d, white):
     "The numbers of a finished run."
-    s, last = d.scores, (read_stats(d.path) or [{}])[-1]
+    s, last = d.scores, (read_metrics(d.path) or [{}])[-1]
     row = {k: getattr(d.config, k) for k in ('seed', 'precision', 'threads')}
     row |= {k: last.get(k) for k in ('triplet', 'active')} | dict(config=d.job.config.hash())
     if white is not None: row['white'] = on_white(d, white)

@@ -8,7 +8,7 @@ __all__ = ['UNIT', 'COLUMNS', 'canvas', 'cells', 'box', 'arrow', 'draw_dictionar
 # %% ../../nbs/1_method/02_map.ipynb #65389dbb
 import numpy as np
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
-from ..data.scenes import actor
+from ..data.synthetic import actor
 from ..viz import COLORS, new_figure, tint
 
 # %% ../../nbs/1_method/02_map.ipynb #a72eac63

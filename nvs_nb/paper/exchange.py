@@ -15,13 +15,13 @@ from glob import escape
 from pathlib import Path
 import numpy as np
 from ..core import NvsError, read_json
-from ..data.archives import PEOPLE
+from ..data.download import PEOPLE
 from ..data.clips import load_clips
 from ..viz import COLORS, gif_bytes, grid, new_figure
 from ..models.nvs import generate
 from ..evaluation.metrics import mean_frame, numbers, psnr, psnr_moving, ssim
-from ..evaluation.reports import number
-from ..evaluation.pages import Picture, Section, Table
+from ..evaluation.report import number
+from ..evaluation.tables import Picture, Section, Table
 
 # %% ../../nbs/3_paper/12_exchange.ipynb #81ac44a6
 def cells(clips):
@@ -88,7 +88,7 @@ def mask_settings(
 # %% ../../nbs/3_paper/12_exchange.ipynb #43739b1b
 def complete(model):
     "The whole matrix, every static row of an `NVS` with every transient row: uint8 (S, T, L, H, W, 3)."
-    S, T = len(model.dictionary.z_s), len(model.dictionary.z_t)
+    S, T = len(model.Z.static), len(model.Z.paths)
     fake = generate(model, *np.divmod(np.arange(S * T), T))
     return fake.reshape(S, T, *fake.shape[1:])
 
@@ -232,7 +232,7 @@ def explore(
     return W.VBox([W.GridBox(matrix, layout=dict(grid_template_columns=f'repeat({clips.S + 1}, 4.5em)')), said, film])
 
 # %% ../../nbs/3_paper/12_exchange.ipynb #5977441d
-FAST = dict(static_rows='set', transient_rows='set')  # for the recipe `fast`; `paper` says all this itself
+FAST = dict(static_ids='dataset', transient_ids='dataset')  # for the recipe `fast`; `paper` says all this itself
 TITLE = 'Table 3 and Figure 6: exchanging actions'
 FILM = 28  # frames read of a real film, to slide along
 

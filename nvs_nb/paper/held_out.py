@@ -13,10 +13,10 @@ import torch
 from ..data.clips import load_clips
 from ..viz import grid, show_strips
 from ..models.nvs import generate
-from ..training.batches import unseen_frames
+from ..training.sampler import unseen_frames
 from ..evaluation.metrics import moving_mask
-from ..evaluation.reports import number
-from ..evaluation.pages import Picture, Section, Table
+from ..evaluation.report import number
+from ..evaluation.tables import Picture, Section, Table
 from .interpolation import BASES, about, between, compare, cross_fade, fade, means, mix
 
 # %% ../../nbs/3_paper/13a_held_out.ipynb #00ba3743
@@ -33,7 +33,7 @@ def half_changes(
     return dict(share=.6, frames=c.frames//2, stride=c.stride*(2 - drawn), window='first', read_frames=0)
 
 COMMON = dict(  # every chair turns alike
-    share=.6, static_rows='clip', transient_rows='shared', train_frames='alternate')
+    share=.6, static_ids='clip', transient_ids='shared', train_frames='alternate')
 
 def jobs(plan):
     "The trainings on every second frame, for a `Plan`."
@@ -43,7 +43,7 @@ def jobs(plan):
 # %% ../../nbs/3_paper/13a_held_out.ipynb #7b834007
 def whole_films(d):
     "Of a `Done` trained on every second frame: the `Clips`, and their films with all frames, uint8 (N, 2L, H, W, 3)."
-    whole = load_clips(d.config.replace(frames=2*d.config.frames, stride=max(1, d.config.stride//2)), d.job.root)
+    whole = load_clips(d.config.replace(frames=2*d.config.data.frames, stride=max(1, d.config.data.stride//2)), d.job.root)
     at = {n: i for i, n in enumerate(whole.names)}  # a film may be just long enough for every second frame
     clips = d.clips.subset([n in at for n in d.clips.names])
     return clips, whole.frames[[at[n] for n in clips.names]]
@@ -67,7 +67,7 @@ def score_halves(
     mid, known = np.arange(c.frames - 1) + .5, generate(d.model, *who)
     made = {k: between(d.model, *who, mid, k) for k in CURVES} | dict(z=between(d.model, *who, mid, codes='z'))
     made |= {k: cross_fade(near, mid, kind) for k, kind in PIXELS.items()} | dict(fade_generated=cross_fade(known, mid))
-    if seen and (seen.config.frames, seen.config.window) == (2*c.frames, 'first'):
+    if seen and (seen.config.data.frames, seen.config.data.window) == (2*c.frames, 'first'):
         i = [seen.clips.names.index(n) for n in clips.names]
         made['seen'] = generate(seen.model, seen.clips.static_id[i], seen.clips.transient_id[i])[:, 1:-1:2]
     found = dict(trained=compare(near, known, mask, True), **{k: compare(real, v, mask, True) for k, v in made.items()})
@@ -87,14 +87,14 @@ def redraw(
     clips,  # some of its `Clips`
 ):  # dict: how -> uint8 (N, L, H, W, 3)
     "Every frame from the path, from the codes of its two neighbours, and as the fade of its two real neighbours."
-    W, who = np.eye(d.config.frames), (clips.static_id, clips.transient_id)
+    W, who = np.eye(d.config.data.frames), (clips.static_id, clips.transient_id)
     W[1:-1] = (W[2:] + W[:-2]) / 2
     return dict(common=generate(d.model, *who), linear=mix(d.model, *who, W),
-                fade=fade(clips.frames[:, :d.config.frames], W))
+                fade=fade(clips.frames[:, :d.config.data.frames], W))
 
 def score_common(d):
     "Frames of a `Done` that it was never shown, drawn from the path that all clips share, against the real ones."
-    film, (at, seen), clip = d.clips.frames[:, :d.config.frames], hidden(d), np.arange(len(d.clips))[:, None]
+    film, (at, seen), clip = d.clips.frames[:, :d.config.data.frames], hidden(d), np.arange(len(d.clips))[:, None]
     made, mask = redraw(d, d.clips), moving_mask(film)
     found = {k: compare(film[clip, at], v[clip, at], mask, True) for k, v in made.items()}
     found['trained'] = compare(film[clip, seen], made['common'][clip, seen], mask, True)
@@ -140,7 +140,7 @@ def half_strips(
     n=2,  # clips
 ):  # Figure
     "The frames between, generated; with the truth and the cross-fade where they may be shown."
-    (clips, film), mid, rows = whole_films(d), np.arange(d.config.frames - 1) + .5, []
+    (clips, film), mid, rows = whole_films(d), np.arange(d.config.data.frames - 1) + .5, []
     for i in np.linspace(0, len(clips) - 1, n).round().astype(int):
         fake = between(d.model, clips.static_id[[i]], clips.transient_id[[i]], mid, 'cubic')[0]
         if d.embedded: rows += [('truth', film[i, 1:-1:2]), ('cross-fade', cross_fade(film[[i], ::2], mid)[0])]
@@ -175,7 +175,7 @@ def scores(
     parts, data = [f'**{BASES[base]}**'], {}
     if hasattr(half, 'model'):
         h = data['halves'] = score_halves(half, full if hasattr(full, 'model') else None)
-        i, t = np.arange(min(6, len(half.clips))), np.linspace(0, half.config.frames - 1, 8*half.config.frames - 7)
+        i, t = np.arange(min(6, len(half.clips))), np.linspace(0, half.config.data.frames - 1, 8*half.config.data.frames - 7)
         slow = between(half.model, half.clips.static_id[i], half.clips.transient_id[i], t, 'cubic')
         parts += [half_table(h), half_verdict(h),
             Picture(f'between-{base}.png', half_strips(half), 'Every second frame of the film: those left out'),

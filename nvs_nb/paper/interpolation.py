@@ -16,8 +16,8 @@ from ..viz import bigger, new_figure, png_bytes
 from ..models.latents import project_max
 from ..models.nvs import generate
 from ..evaluation.metrics import decibel, moving_mask, numbers, psnr, ssim
-from ..evaluation.reports import number
-from ..evaluation.pages import Picture, Section, Table
+from ..evaluation.report import number
+from ..evaluation.tables import Picture, Section, Table
 from .exchange import matrix_clip
 
 # %% ../../nbs/3_paper/13_interpolation.ipynb #496efe3f
@@ -56,7 +56,7 @@ def mix(
     codes='r',     # what is mixed: 'r', what G takes; or 'z', what R takes, so that R runs over K codes
 ):  # uint8 (N, K, H, W, 3)
     "Frames generated from mixtures of the codes of a clip, in evaluation mode. `NvsError` if that means nothing."
-    D, device = model.dictionary, model.dictionary.z_t.device
+    D, device = model.dictionary, model.Z.paths.device
     if model.layout != 'frames': raise NvsError(f'layout={model.layout}: its codes belong to no frame')
     if codes not in ('r', 'z'): raise NvsError(f'codes {codes!r}: choose r or z')
     s, t = (torch.as_tensor(np.asarray(i), device=device) for i in (static_id, transient_id))
@@ -79,7 +79,7 @@ def between(
     codes='r',      # or 'z': R runs over the codes of all frames and of the moments between them
 ):  # uint8 (N, K, H, W, 3)
     "Generated frames of clips at any moments. `NvsError` for a moment outside of the clip."
-    L, times = model.dictionary.z_t.shape[1], np.atleast_1d(np.asarray(times, float))
+    L, times = model.Z.paths.shape[1], np.atleast_1d(np.asarray(times, float))
     if codes == 'r': return mix(model, static_id, transient_id, weights(times, L, kind))
     path = np.union1d(np.arange(L), times)
     return mix(model, static_id, transient_id, weights(path, L, kind), codes)[:, np.searchsorted(path, times)]
@@ -151,19 +151,19 @@ def means(scores):
 
 def about(d):
     "Which training it was."
-    return dict(set=d.config.set, config=d.config.hash(), **{k: d.scores[k] for k in ('step', 'train_seconds')})
+    return dict(set=d.config.data.dataset, config=d.config.hash(), **{k: d.scores[k] for k in ('step', 'train_seconds')})
 
 @torch.no_grad()
 def score_ranks(runs):
     "Section 4.3.3, scored: frames 3 and 4 from the codes of 2 and 5, and so at every place. `runs`: label -> `Done`."
     out = {}
     for label, d in runs.items():
-        at = np.array([[a + 1, a + 2] for a in range(d.config.frames - 3)])
-        W, at = np.concatenate([weights(t, d.config.frames, knots=(a, a + 3)) for a, t in enumerate(at)]), at.ravel()
-        who, real = (d.clips.static_id, d.clips.transient_id), d.clips.frames[:, :d.config.frames]
+        at = np.array([[a + 1, a + 2] for a in range(d.config.data.frames - 3)])
+        W, at = np.concatenate([weights(t, d.config.data.frames, knots=(a, a + 3)) for a, t in enumerate(at)]), at.ravel()
+        who, real = (d.clips.static_id, d.clips.transient_id), d.clips.frames[:, :d.config.data.frames]
         known, mask, places = generate(d.model, *who), moving_mask(real), dict(paper=slice(2, 4), all=slice(None))
         told = lambda fake: {k: means(compare(real[:, at[i]], fake[:, i], mask)) for k, i in places.items()}
-        z, r = d.model.dictionary.z_t[who[1]], d.model.codes(*map(torch.as_tensor, who))[1]
+        z, r = d.model.Z.paths[who[1]], d.model.codes(*map(torch.as_tensor, who))[1]
         out[label] = dict(about(d), rank_z=code_rank(z), rank_r=code_rank(r), path=told(mix(d.model, *who, W)),
                           trained=told(known[:, at]), ends=told(fade(known, W)))
     return out | dict(fade=told(fade(real, W)))
@@ -271,7 +271,7 @@ def explore(
     "A slider over time, finer than the frames."
     import ipywidgets as W
     which = W.Dropdown(options=[(n, i) for i, n in enumerate(clips.names)], description='clip')
-    when = W.FloatSlider(1, min=1, max=model.dictionary.z_t.shape[1], step=.05, description='frame')
+    when = W.FloatSlider(1, min=1, max=model.Z.paths.shape[1], step=.05, description='frame')
     how, film = W.ToggleButtons(options=list(KINDS), value='linear'), W.Image(format='png')
     def show(_=None):
         i = [which.value]

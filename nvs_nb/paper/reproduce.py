@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from ..core import NvsError, pick_device
-from ..evaluation.reports import number
-from .jobs import ARCHIVE, Plan, open_job, run_jobs
-from ..evaluation.pages import Section, Table, write_pages
+from ..evaluation.report import number
+from .plan import ARCHIVE, Plan, open_job, run_jobs
+from ..evaluation.tables import Section, Table, write_pages
 from . import ablations
-from . import compare
+from . import baselines as compare
 from . import exchange
-from . import experiments
+from . import results as experiments
 from . import held_out
 from . import interpolation
 

@@ -15,13 +15,13 @@ import numpy as np
 from ..core import NvsError, atomic_write, read_json, write_json
 from ..viz import grid, new_figure, save_gif, save_strip, show_strips
 from ..data.clips import load_clips
-from ..training.checkpoints import RIVALS, describe_clips
-from ..evaluation.features import motion, untrained_vgg
+from ..training.checkpoint import RIVALS, describe_clips
+from ..evaluation.metrics import motion, untrained_vgg
 from ..evaluation.samples import KINDS, SAMPLES, distances, draw_samples, judge_run, nearest
-from ..evaluation.reports import command, differences, md_table, number, read_stats, sample_rows, save_figure, setting
-from ..training.runs import open_run
-from .jobs import feature_net, real_motion
-from ..evaluation.pages import Picture, Section, Table, write_pages
+from ..evaluation.report import command, differences, md_table, number, read_metrics, sample_rows, save_figure, setting
+from ..training.checkpoint import open_run
+from .plan import feature_net, real_motion
+from ..evaluation.tables import Picture, Section, Table, write_pages
 
 # %% ../../nbs/library/baselines.ipynb #4398c9f6
 LABEL = dict(ours='ours', vgan='VGAN', tgan='TGAN', mocogan='MoCoGAN', videovae='Video-VAE')
@@ -36,9 +36,9 @@ class Entry(NamedTuple):
 def cost_of(model, scores, config):
     "What a run has cost: of its model and its scores."
     step = scores.get('step')  # None for weights without a state of training
-    shown = step and (scores.get('visits') or step * config.batch)
+    shown = step and (scores.get('visits') or step * config.optim.batch)
     return dict(seconds=scores.get('train_seconds'), steps=step, visits=shown,
-                frames_seen=shown and shown * min(config.visit_frames or config.frames, config.frames),
+                frames_seen=shown and shown * min(config.model.frames_per_clip or config.data.frames, config.data.frames),
                 parameters=sum(p.numel() for p in model.parameters()))
 
 def entries(
@@ -53,9 +53,9 @@ def entries(
     n=SAMPLES,    # clips to score
 ):  # list of `Entry`
     "The rows of a run; ours has two, clips as trained and new ones."
-    about, real, out = describe_clips(clips), clips.frames[:, :config.frames], []
+    about, real, out = describe_clips(clips), clips.frames[:, :config.data.frames], []
     for kind, scores in judge_run(home, model, config, clips, vgg, f_real, progress, n).items():
-        label = name or LABEL[config.model]
+        label = name or LABEL[config.model.name]
         some = draw_samples(model, config, about, kind, real, films, seed=1)
         out.append(Entry(label if kind == 'new' else f'{label}, {KINDS[kind]}', scores, some, cost))
     return out
@@ -98,7 +98,7 @@ def moving(
 
 # %% ../../nbs/library/baselines.ipynb #a5f4d162
 def curves(
-    runs,  # dict: label -> lines of stats.jsonl of a rival
+    runs,  # dict: label -> lines of metrics.jsonl of a rival
 ):  # Figure
     "What a rival's trainer saw: its losses, against seconds."
     skip = {'step', 'epoch', 'seconds', 'lr', 'clips_per_s'}
@@ -128,9 +128,9 @@ def finish_samples(
     progress=False,  # show bars
 ):  # (scores, {file: what it shows})
     "Score clips of drawn codes; write `scores.json`, the pictures, and last of all `report.md`."
-    run, real, vgg = Path(run), clips.frames[:, :config.frames], vgg or untrained_vgg()
+    run, real, vgg = Path(run), clips.frames[:, :config.data.frames], vgg or untrained_vgg()
     scores = judge_run(run, model, config, clips, vgg, progress=progress)['new'] | dict(set=clips.set, names=list(clips.names))
-    stats = read_stats(run)
+    stats = read_metrics(run)
     if stats: scores |= dict(step=stats[-1]['step'], train_seconds=round(stats[-1]['seconds'], 1))
     fake = draw_samples(model, config, describe_clips(clips), 'new', real, 16, seed=1)
     made = {'samples/new.gif': '16 new clips', 'samples/new.png': 'six of them', 'samples/nearest.png': 'three, each above the training clip nearest to it'}
@@ -138,13 +138,13 @@ def finish_samples(
     save_strip(run/'samples/new.png', fake[:6])
     save_strip(run/'samples/nearest.png', pairs(real, fake[:3], vgg)[0])
     if stats:
-        save_figure(run/'samples/curves.png', curves({LABEL[config.model]: stats}))
+        save_figure(run/'samples/curves.png', curves({LABEL[config.model.name]: stats}))
         made['samples/curves.png'] = 'the losses while training'
     write_json(run/'scores.json', scores)
     changed = [(f'`{k}`', setting(a), setting(b)) for k, (a, b) in differences(config).items()]
     random = '' if 'sha256' in vgg.source else f' **Features of a VGG16 with random weights: the scores cannot be compared with others**{why and f" ({why})"}.'
     trained = f', {scores["step"]} steps in {scores["train_seconds"]:.0f} s' if stats else ''
-    parts = [f'# {run.name}: {LABEL[config.model]} on {len(real)} clips of {clips.set}', f'Recipe `{config.recipe}`{trained}.{random}',
+    parts = [f'# {run.name}: {LABEL[config.model.name]} on {len(real)} clips of {clips.set}', f'Recipe `{config.preset}`{trained}.{random}',
         '![new clips](samples/new.gif)', '## Scores', md_table(('score', f'{SAMPLES} new clips', 'to compare with'), sample_rows(scores)),
         'How each was computed stands under `cards` in [scores.json](scores.json).',
         *[f'## {what[0].upper() + what[1:]}\n\n![{what}]({name})' for name, what in made.items() if name.endswith('.png')],
@@ -170,24 +170,24 @@ def compare(
     for p in where:
         if where.count(p) > 1: raise NvsError(f'{p}: given twice')
     for r in opened:
-        if (r.config.frames, r.config.size) != (first.frames, first.size):
-            raise NvsError(f'{r.path}: clips of {r.config.frames} frames and {r.config.size} pixels, {opened[0].path} has {first.frames} and {first.size}')
+        if (r.config.data.frames, r.config.data.size) != (first.frames, first.size):
+            raise NvsError(f'{r.path}: clips of {r.config.data.frames} frames and {r.config.data.size} pixels, {opened[0].path} has {first.frames} and {first.size}')
     was = opened[0].about['root']
-    try: clips = load_clips(first.replace(static_rows='set', transient_rows='set'), root or was)
+    try: clips = load_clips(first.replace(static_ids='dataset', transient_ids='dataset'), root or was)
     except NvsError as e: raise NvsError(f'{e}; {opened[0].path} had its clips there: give --root' if was and not root else str(e)) from None
     for r in opened:  # the rows of a dictionary are a model's own business; frames and names must be the same
-        if r.about['fingerprint'] != describe_clips(clips.rows(r.config.static_rows, r.config.transient_rows))['fingerprint']:
+        if r.about['fingerprint'] != describe_clips(clips.rows(r.config.model.static_ids, r.config.model.transient_ids))['fingerprint']:
             raise NvsError(f'{r.path}: trained on other clips than those of {opened[0].path}; only runs on the same clips can be compared')
     vgg, rows, stats, shared = vgg or untrained_vgg(), [], {}, []
     def f_real():  # the same for all
         if not shared: shared.append(motion(clips.frames[:, :first.frames], vgg, progress, looks=True))
         return shared[0]
-    many, alike = len({r.config.model for r in opened}) < len(opened), len({r.folder.name for r in opened}) < len(opened)
+    many, alike = len({r.config.model.name for r in opened}) < len(opened), len({r.folder.name for r in opened}) < len(opened)
     for r in opened:
-        t, name = r.state.get('trainer') or {}, LABEL[r.config.model] + f' ({r.path if alike else r.folder.name})' * many
+        t, name = r.state.get('trainer') or {}, LABEL[r.config.model.name] + f' ({r.path if alike else r.folder.name})' * many
         scores = dict(step=t.get('step'), train_seconds=t.get('seconds'))
-        rows += entries(r.model, r.config, clips.rows(r.config.static_rows, r.config.transient_rows), r.home, cost_of(r.model, scores, r.config), vgg, f_real, name, progress=progress, n=n)
-        if r.config.model != 'ours' and read_stats(r.folder): stats[name] = read_stats(r.folder)
+        rows += entries(r.model, r.config, clips.rows(r.config.model.static_ids, r.config.model.transient_ids), r.home, cost_of(r.model, scores, r.config), vgg, f_real, name, progress=progress, n=n)
+        if r.config.model.name != 'ours' and read_metrics(r.folder): stats[name] = read_metrics(r.folder)
     random = [] if 'sha256' in vgg.source else ['**Features of a VGG16 with random weights: these scores cannot be compared with others.**']
     parts = [Section('Scores', [score_table(rows)], {e.label: {k: v for k, v in e.scores.items() if k != 'cards'} | e.cost for e in rows}),
         Section('Clips', [Picture('strips.png', strips_of(rows), 'Every second frame; two clips of each, not chosen'),
@@ -229,7 +229,7 @@ def rows_of(done, base, plan, vgg, folder, shown=False):
             path = d.path/'scores-visits.json'
             if not path.exists(): continue  # it was not shown so many
             scores = read_json(path)
-        cost, real = cost_of(d.model, scores, d.config), d.clips.frames[:, :d.config.frames]
+        cost, real = cost_of(d.model, scores, d.config), d.clips.frames[:, :d.config.data.frames]
         if name in RIVALS: out.append(Entry(LABEL[name], scores, draw_samples(d.model, d.config, describe_clips(d.clips), 'new', real, 6, seed=1), cost))
         else: out += entries(d.model, d.config, d.clips, d.path, cost, vgg, lambda: real_motion(d.clips, real, vgg, folder, looks=True))
     return out
@@ -273,9 +273,9 @@ def sections(plan, done):
         d = next(d for name, d in done.items() if name.startswith(base + '/') and hasattr(d, 'model'))
         c = plan.job(base, 'full').config
         shown, (seeds, by_seed) = rows_of(done, base, plan, vgg, plan.folder, True), seed_table(done, base)
-        stats = {m: s for m in RIVALS if hasattr(done.get(f'{base}/{m}'), 'path') and (s := read_stats(done[f'{base}/{m}'].path))}
+        stats = {m: s for m in RIVALS if hasattr(done.get(f'{base}/{m}'), 'path') and (s := read_metrics(done[f'{base}/{m}'].path))}
         random = '' if 'sha256' in vgg.source else ' **Features of a VGG16 with random weights: not to be compared with other tables.**'
-        parts = [f'{len(d.clips)} clips of `{d.config.set}`. Same time for each model, one processor core; ours is shown {c.visit_frames or c.frames} frames of a clip at a time, the others all. '
+        parts = [f'{len(d.clips)} clips of `{d.config.data.dataset}`. Same time for each model, one processor core; ours is shown {c.frames_per_clip or c.frames} frames of a clip at a time, the others all. '
             f'Video-VAE is given first frames, of training clips drawn at random: it starts from a real frame, and nobody else does.{random}',
             *[f'{LABEL[m]}: {why}' for m, why in failed.items()], score_table(rows), in_words(rows),
             Picture(f'rivals-{base}.png', strips_of(rows), 'Two clips of each, not chosen; every second frame'),
@@ -286,7 +286,7 @@ def sections(plan, done):
         parts += [Picture(f'strips-{base}-{m}.png', show_strips(next(e.films for e in rows if e.label == LABEL[m])[:4], every=2), f'{LABEL[m]}: four clips, every second frame') for m in stats]
         data = lambda rows: {e.label: plain(e.scores) | e.cost for e in rows}
         thin = {m: {k: [round(x[k], 5) for x in s[::max(1, len(s) // 150)]] for k in s[0] if k not in ('step', 'epoch', 'lr', 'clips_per_s')} for m, s in stats.items() if s}
-        out.append(Section(f'Rivals: {TITLE[base]}', parts, dict(set=d.config.set, time=data(rows), shown=data(shown), seeds=by_seed, losses=thin)))
+        out.append(Section(f'Rivals: {TITLE[base]}', parts, dict(set=d.config.data.dataset, time=data(rows), shown=data(shown), seeds=by_seed, losses=thin)))
     return out
 
 TITLE = dict(chairs='Chair-CAD', weizmann='Weizmann', golf='Golf')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINE', 'score_all', 'number', 'score_rows', 'sample_rows', 'text_table', 'ranks', 'mosaic', 'draw_paths',
-           'save_figure', 'draw', 'read_stats', 'differences', 'setting', 'command', 'md_table', 'page', 'finish',
+           'save_figure', 'draw', 'read_metrics', 'differences', 'setting', 'command', 'md_table', 'page', 'finish',
            'read_scores']
 
 # %% ../../nbs/library/report.ipynb #2b058d8a
@@ -12,11 +12,12 @@ import json, re, shlex
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import NvsError, atomic_write, make_config, read_json, write_json
+from ..config import make_config
+from ..core import NvsError, atomic_write, read_json, write_json
 from ..data.clips import load_clips
 from ..viz import grid, new_figure, plot_curves, plot_paths, save_gif, save_mp4, side_by_side
 from ..models.nvs import generate
-from ..training.checkpoints import describe_clips
+from ..training.checkpoint import describe_clips
 from .metrics import mean_frame, numbers, psnr, psnr_moving, score, ssim
 
 # %% ../../nbs/library/report.ipynb #63706605
@@ -30,7 +31,7 @@ def score_all(
     f_real=None,     # `motion` of the real clips, if it has been computed already
 ):  # (scores, real, fake): flat dict, uint8 (N, L, H, W, 3) twice
     "Every score of all clips with the weights of `model`, and of the mean frame as a baseline."
-    real, fake = clips.frames[:, :config.frames], generate(model, clips.static_id, clips.transient_id)
+    real, fake = clips.frames[:, :config.data.frames], generate(model, clips.static_id, clips.transient_id)
     out = score(real, fake, vgg, config.hash(), progress=progress, mcs_reason=why, f_real=f_real)
     still = mean_frame(real)
     p, m = psnr(real, still), psnr_moving(real, still)
@@ -118,10 +119,10 @@ def draw_paths(
     picks,   # dict label -> clip number
 ):  # Figure
     "Transient codes and what R makes of them, for a few clips, each in its own plane of largest variance."
-    device, idx = model.dictionary.z_t.device, list(picks.values())
+    device, idx = model.Z.paths.device, list(picks.values())
     s, t = (torch.as_tensor(ids[idx], device=device) for ids in (clips.static_id, clips.transient_id))
     fig, axes = new_figure(1, 2, width=9, height=3.6)
-    for ax, name, codes in zip(axes, ('z_t, learnt', 'r = R(z_t)'), (model.dictionary.z_t[t], model.codes(s, t)[1])):
+    for ax, name, codes in zip(axes, ('z_t, learnt', 'r = R(z_t)'), (model.Z.paths[t], model.codes(s, t)[1])):
         plot_paths(codes, list(picks), ax)
         ax.set_title(f'{name}: {ax.get_title()}')
     return fig
@@ -137,7 +138,7 @@ def draw(
     clips,       # its `Clips`
     real, fake,  # uint8 (N, L, H, W, 3)
     scores,      # what `score_all` returned
-    stats,       # lines of stats.jsonl; without any there are no curves
+    stats,       # lines of metrics.jsonl; without any there are no curves
 ):  # dict: file below `run` -> what it shows
     "Draw a run into its `samples/`."
     samples, picks = Path(run)/'samples', ranks(scores['psnr_clips'])
@@ -158,11 +159,11 @@ def draw(
         made['samples/curves.png'] = 'loss and PSNR while training'
     return made
 
-def read_stats(
+def read_metrics(
     run,  # run directory
 ):  # list of dicts, empty if there is no such file
-    "The lines of `stats.jsonl`. A damaged line is an `NvsError`."
-    path = Path(run)/'stats.jsonl'
+    "The lines of `metrics.jsonl`. A damaged line is an `NvsError`."
+    path = Path(run)/'metrics.jsonl'
     if not path.exists(): return []
     try: stats = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     except (OSError, ValueError) as e: raise NvsError(f'{path}: not readable as lines of JSON ({e})') from e
@@ -177,7 +178,7 @@ def differences(
     config,  # `Config`
 ):  # dict: key -> (the recipe's default, this run's value)
     "What differs from the defaults of this set and recipe, without what the machine decided."
-    default = make_config(config.set, config.recipe, model=config.model).to_dict()
+    default = make_config(config.data.dataset, config.preset, model=config.model.name).to_dict()
     return {k: (default[k], v) for k, v in config.to_dict().items() if v != default[k] and k not in MACHINE}
 
 def setting(x):
@@ -190,9 +191,9 @@ def command(
     root='',  # folder of the files
 ):  # one line
     "The command that trains such a run anew."
-    parts = ['nvs', 'train', config.set, *(['--root', str(root)] if root else [])]
-    if config.model != 'ours': parts += ['--model', config.model]
-    if config.recipe != 'fast': parts += ['--recipe', config.recipe]
+    parts = ['nvs', 'train', config.data.dataset, *(['--root', str(root)] if root else [])]
+    if config.model.name != 'ours': parts += ['--model', config.model.name]
+    if config.preset != 'fast': parts += ['--preset', config.preset]
     for k, (_, v) in differences(config).items():
         parts += [f'--{k}', setting(v)] if k in ('epochs', 'seconds') else ['--set', f'{k}={setting(v)}']
     return shlex.join(parts)
@@ -218,7 +219,7 @@ def page(
     trained = f', {scores["step"]} steps in {scores["train_seconds"]:.0f} s' if 'step' in scores else ''
     first_up = lambda s: s[0].upper() + s[1:]
     parts = [f'# {Path(run).name}: {len(names)} clips of {scores["set"]}',
-        f'Recipe `{config.recipe}`{trained}. Mean PSNR **{number(scores["psnr_mean"])} dB**, worst clip '
+        f'Recipe `{config.preset}`{trained}. Mean PSNR **{number(scores["psnr_mean"])} dB**, worst clip '
         f'**{number(scores["psnr_worst"])} dB** ({names[order[0]]}), all clips with the final weights.',
         *[f'![{what}]({name})\n\n*{first_up(what)}.*' for name, what in pictures.items() if name.endswith('.gif')],
         '## Scores', md_table(('score', 'generated', 'to compare with'), score_rows(scores)),
@@ -228,7 +229,7 @@ def page(
         '## ' + ('Every clip, worst first' if shown == len(names) else f'The {shown} worst of {len(names)} clips'),
         md_table(('clip', 'PSNR (dB)'), listed),
         "## Settings that differ from the recipe's defaults",
-        md_table(('setting', 'default', 'here'), changed) if changed else 'None.', f'Computed in {config.precision}, {config.memory_format}, {config.threads} threads.',
+        md_table(('setting', 'default', 'here'), changed) if changed else 'None.', f'Computed in {config.precision}, {config.runtime.memory_format}, {config.runtime.threads} threads.',
         '## How to make it again', f'```sh\n{command(config, root)}\n```',
         f'Every clip as GIF, MP4 and film strip: `nvs generate {quoted}`. Scores again: `nvs evaluate {quoted}`.']
     return '\n\n'.join(parts) + '\n'
@@ -246,7 +247,7 @@ def finish(
 ):  # (scores, {file: what it shows})
     "Score all clips with the weights of `model`; write `scores.json`, the pictures, and last of all `report.md`."
     scores, real, fake = score_all(model, config, clips, vgg, why, progress)
-    stats = read_stats(run)
+    stats = read_metrics(run)
     if stats: scores |= dict(step=stats[-1]['step'], train_seconds=round(stats[-1]['seconds'], 1))
     pictures = draw(run, model, clips, real, fake, scores, stats)
     write_json(Path(run)/'scores.json', scores)

@@ -9,15 +9,15 @@ __all__ = ['PAPER', 'RIVAL', 'WITHOUT', 'SCORES', 'KEPT', 'CATEGORIES', 'jobs', 
 # %% ../../nbs/3_paper/10_three_sets.ipynb #49b0600a
 import numpy as np
 import torch
-from ..core import make_config
+from ..config import make_config
 from ..viz import COLORS, grid, new_figure, plot_paths, show_strips
 from .diagram import draw_method
 from ..models.nvs import generate
-from ..training.checkpoints import RIVALS
-from ..evaluation.reports import number, ranks
-from .jobs import ARCHIVE
-from .compare import LABEL, TITLE
-from ..evaluation.pages import Picture, Section, Table
+from ..training.checkpoint import RIVALS
+from ..evaluation.report import number, ranks
+from .plan import ARCHIVE
+from .baselines import LABEL, TITLE
+from ..evaluation.tables import Picture, Section, Table
 
 # %% ../../nbs/3_paper/10_three_sets.ipynb #1922b378
 PAPER = dict(  # Table 2: (MCS, FCS) of each row; the bound is that of the real clips
@@ -112,7 +112,7 @@ def strips(
     "Film strips of generated clips; each below its original where the set is embedded."
     fake, names = generated(d, idx), [f'{d.scores["psnr_clips"][i]:.1f} dB' for i in idx]
     if not d.embedded: return show_strips(fake, names, every)
-    rows = [clip for pair in zip(d.clips.frames[idx, :d.config.frames], fake) for clip in pair]
+    rows = [clip for pair in zip(d.clips.frames[idx, :d.config.data.frames], fake) for clip in pair]
     return show_strips(rows, [t for n in names for t in ('original', f'generated, {n}')], every)
 
 def spread(d, n):
@@ -160,7 +160,7 @@ def figure3(done, base='chairs'):
         ax.set_title(f'{label} triplet loss: {ax.get_title().split()[0]} in this plane', fontsize=9)
         data[label] = distances(d).tolist()
         axes[2].plot(data[label], 'o-', ms=3, label=label, color=COLORS[color])
-    alpha = runs['with'].config.alpha
+    alpha = runs['with'].config.model.alpha
     axes[2].axvline(alpha, color=COLORS['grey'], ls=':')
     axes[2].set(xlabel='frames apart'), axes[2].legend(frameon=False, loc='upper left')
     axes[2].set_title('squared distance of two codes r', fontsize=9)
@@ -183,7 +183,7 @@ def table1(plan, done):  # `Section`
         for base in plan.sets:
             d = done.get(f'{base}/{"full" if m == "ours" else m}')
             if not hasattr(d, 'scores'): row += [''] * 3; continue
-            s, shown = d.scores, min(d.config.batch, len(d.clips)) * d.scores['step']
+            s, shown = d.scores, min(d.config.optim.batch, len(d.clips)) * d.scores['step']
             data.setdefault(m, {})[base] = dict(parameters=sum(p.numel() for p in d.model.parameters()), clips_per_s=shown / s['train_seconds'],
                 distinct=s.get('distinct'), clips=len(d.clips))
             row += [f'{data[m][base]["parameters"]/1e6:.1f} M', f'{data[m][base]["clips_per_s"]:.0f}', f'{s["distinct"]} of {len(d.clips)}' if 'distinct' in s else 'all, learnt']
@@ -209,7 +209,7 @@ def about(plan, done):
     shown = [d for b in plan.sets if hasattr(d := done.get(f'{b}/full'), 'clips') and d.embedded]
     if shown:
         clips = [d.clips.frames[i] for d in shown for i in (0, len(d.clips) // 2)]
-        fig = show_strips(clips, [d.config.set for d in shown for _ in range(2)])
+        fig = show_strips(clips, [d.config.data.dataset for d in shown for _ in range(2)])
         parts.append(Section('Supplement, Figure 1: the data', [
             Picture('supplement1.png', fig, 'Two original clips of each set')]))
     return parts

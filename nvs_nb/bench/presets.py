@@ -7,11 +7,12 @@ __all__ = ['TARGETS', 'watch', 'arrivals', 'measure_quality']
 
 # %% ../../nbs/2_scores/09_quality.ipynb #266a6d02
 from pathlib import Path
-from ..core import NvsError, make_config, read_json, write_json
+from ..config import make_config
+from ..core import NvsError, read_json, write_json
 from ..data.clips import load_set
 from ..evaluation.metrics import mean_frame, psnr
 from ..models.nvs import generate
-from ..training.training import Trainer
+from ..training.trainer import Trainer
 
 # %% ../../nbs/2_scores/09_quality.ipynb #d96e04af
 TARGETS = 20., 25., 30.  # dB, mean over all clips
@@ -25,7 +26,7 @@ def watch(
 ):  # dict
     "Train; at growing times score all clips: `curve` of `[seconds, mean dB]`, `reached` per target: seconds or None."
     t, curve, due = Trainer(config, clips, device=device, progress=False, log_every=5), [], first
-    real, ids = t.clips.frames[:, :config.frames], (t.clips.static_id, t.clips.transient_id)
+    real, ids = t.clips.frames[:, :config.data.frames], (t.clips.static_id, t.clips.transient_id)
     def look(t):
         nonlocal due
         if t.seconds < due and t.done() < 1: return
@@ -34,7 +35,7 @@ def watch(
     try: t.fit(on_log=look)
     except NvsError as e: return dict(failed=str(e), steps=t.step, curve=curve, reached=arrivals(curve))
     if t.stopped: raise KeyboardInterrupt  # what was cut short is not a result
-    return dict(steps=t.step, seconds=config.seconds, precision=t.c.precision, threads=t.c.threads, memory_format=t.c.memory_format,
+    return dict(steps=t.step, seconds=config.budget.seconds, precision=t.c.precision, threads=t.c.runtime.threads, memory_format=t.c.runtime.memory_format,
                 curve=curve, reached=arrivals(curve))
 
 def arrivals(

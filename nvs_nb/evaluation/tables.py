@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 from ..core import NvsError, atomic_write, write_json
 from ..viz import gif_bytes, save_bytes
-from .reports import md_table, save_figure
+from .report import md_table, save_figure
 
 # %% ../../nbs/library/tables.ipynb #773b12b8
 @dataclass

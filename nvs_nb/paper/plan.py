@@ -14,15 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from ..core import NvsError, Config, atomic_write, make_config, pick_device, read_json, stop_signals, write_json
+from ..config import Config, make_config
+from ..core import NvsError, atomic_write, pick_device, read_json, stop_signals, write_json
 from ..data.clips import EMBEDDED, Clips, load_clips
 from ..models.nvs import NVS
-from ..training.checkpoints import describe_clips, load_run
-from ..training.hardware import settle
-from ..training.rivals import new_clips, trainer_of
-from ..evaluation.features import find_vgg, motion, untrained_vgg
+from ..training.checkpoint import describe_clips, load_run
+from ..training.runtime import settle
+from ..models.gan import new_clips, trainer_of
+from ..evaluation.metrics import find_vgg, motion, untrained_vgg
 from ..evaluation.samples import SAMPLES, judge
-from ..evaluation.reports import read_scores, score_all
+from ..evaluation.report import read_scores, score_all
 
 # %% ../../nbs/library/plan.ipynb #55839791
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ def work(
     kw = dict(device=device, progress=False, sample_every=1e9)
     kind, vgg = trainer_of(config), feature_net(told['vgg']).to(device)
     t = kind.resume(path, clips, **kw) if again else kind(config, clips, path, root=told['root'], **kw)
-    real, visits = clips.frames[:, :config.frames], told.get('visits', 0)
-    f_real = lambda: real_motion(clips, real, vgg, told['folder'], looks=config.model != 'ours')
+    real, visits = clips.frames[:, :config.data.frames], told.get('visits', 0)
+    f_real = lambda: real_motion(clips, real, vgg, told['folder'], looks=config.model.name != 'ours')
     def score():
-        if config.model == 'ours': scores = score_all(t.model, t.c, clips, vgg, f_real=f_real())[0]
+        if config.model.name == 'ours': scores = score_all(t.model, t.c, clips, vgg, f_real=f_real())[0]
         else: scores = judge(real, new_clips(t.model, SAMPLES, real), vgg, f_real())
         return scores | dict(step=t.step, train_seconds=round(t.seconds, 1), visits=t.shown)
     def tell(t):
@@ -164,7 +165,7 @@ class Worker:
         self.log = open(self.path/'log.txt', 'w', encoding='utf-8')
         here = [str(EMBEDDED.parent.parent), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]  # the same library as ours
         env = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, here))}
-        self.process = subprocess.Popen([sys.executable, '-m', 'nvs_nb.paper.jobs', str(self.path)], stdout=subprocess.PIPE,
+        self.process = subprocess.Popen([sys.executable, '-m', 'nvs_nb.paper.plan', str(self.path)], stdout=subprocess.PIPE,
             stderr=self.log, text=True, env=env, start_new_session=True)  # Ctrl-C is for us, and we pass it on
         self.reader = threading.Thread(target=self.listen, daemon=True)
         self.reader.start()
@@ -239,10 +240,10 @@ def open_job(
     scores = read_scores(path)
     if not scores: raise NvsError(f'{path}: not finished')
     model, config, *_ = load_run(path, device)
-    return Done(job, path, model.eval(), config, load_clips(config, job.root), scores, config.set in RELATIVE.values())
+    return Done(job, path, model.eval(), config, load_clips(config, job.root), scores, config.data.dataset in RELATIVE.values())
 
 def main(argv=None):
-    "`python -m nvs_nb.paper.jobs FOLDER`: do the job whose job.json is in FOLDER."
+    "`python -m nvs_nb.paper.plan FOLDER`: do the job whose job.json is in FOLDER."
     try: return work((sys.argv[1:] if argv is None else argv)[0])
     except NvsError as e:
         print(f'nvs: {e}', file=sys.stderr)
