@@ -39,7 +39,7 @@ def tint(color, amount):
     "A colour of `COLORS` mixed with white; amount 1 is the colour itself."
     return tuple(1 - amount*(1-c) for c in to_rgb(COLORS[color]))
 
-# %% ../nbs/library/viz.ipynb #b4e30497
+# %% ../nbs/library/viz.ipynb #36a9b201
 def check_clip(
     clip,  # uint8 (L, H, W, 3) or (N, L, H, W, 3)
     where='a clip',  # what the message calls it
@@ -74,7 +74,6 @@ def strip(
     frames = check_clip(clip)[::every]
     return grid(frames[:,None], cols=len(frames), pad=pad)[0]
 
-# %% ../nbs/library/viz.ipynb #a9a7abfb
 def show_strips(
     clips,  # uint8 (N, L, H, W, 3), a list of clips, or one clip
     titles=None,  # one per clip
@@ -99,7 +98,6 @@ def show_strips(
         fig.axes[0].text(i*(w+2)+w/2, -w*.04, n+1, ha='center', va='bottom', fontsize=7, color=COLORS['grey'])
     return fig
 
-# %% ../nbs/library/viz.ipynb #71e471e1
 def side_by_side(
     real,  # uint8 (N, L, H, W, 3) or one clip
     fake,  # uint8, the same shape
@@ -117,7 +115,7 @@ def side_by_side(
     titles = [t for n in names for t in (f'{n}original', 'generated', f'{gain} x difference')]
     return show_strips(rows, titles, every, width)
 
-# %% ../nbs/library/viz.ipynb #f64598f8
+# %% ../nbs/library/viz.ipynb #fb26a2a9
 def bigger(clip, scale): return clip.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 def gif_bytes(clip, fps=12, scale=1):
@@ -142,7 +140,6 @@ def save_bytes(path, encode, clip, *args):
     except Exception as e: raise NvsError(f'{path}: the frames could not be encoded ({e})') from e
     atomic_write(path, lambda tmp: Path(tmp).write_bytes(data))
 
-# %% ../nbs/library/viz.ipynb #df6598cb
 def save_strip(
     path,  # .png
     clip,  # uint8 (L, H, W, 3), or several: one strip below the other
@@ -161,33 +158,24 @@ def save_gif(
     "Animated GIF. `NvsError` when it cannot be written."
     save_bytes(path, gif_bytes, clip, fps, scale)
 
-def save_mp4(
-    path,  # .mp4
-    clip,  # uint8 (L, H, W, 3), or several: a mosaic
-    fps=12,  # frames per second
-    scale=1,  # enlarge by a whole factor
-):
-    "MP4 video. `NvsError` when it cannot be written."
+def save_mp4(path, clip, fps=12, scale=1):
+    "MP4 video, otherwise as `save_gif`."
     save_bytes(path, mp4_bytes, clip, fps, scale)
 
-def animate(
-    clip,  # uint8 (L, H, W, 3), or several: a mosaic
-    fps=12,  # frames per second
-    scale=1,  # enlarge by a whole factor
-):  # IPython Image
-    "The clip as a moving picture in a notebook."
+def animate(clip, fps=12, scale=1):
+    "The clip as a moving picture in a notebook, arguments as of `save_gif`."
     from IPython.display import Image
     return Image(data=gif_bytes(clip, fps, scale), format='gif')
 
-# %% ../nbs/library/viz.ipynb #4892ea7e
+# %% ../nbs/library/viz.ipynb #149843b0
 def plot_curves(
-    stats,  # list of dicts (the lines of metrics.jsonl), or {name: such a list}
+    metrics,  # list of dicts (the lines of metrics.jsonl), or {name: such a list}
     keys=('loss', 'psnr'),  # one panel each
     x='step',  # or 'seconds', 'epoch'
     height=2.6,  # inches
 ):  # Figure
     "Training curves, one panel per key, one line per run. Lines without the key are passed over."
-    runs = stats if isinstance(stats, dict) else {'': stats}
+    runs = metrics if isinstance(metrics, dict) else {'': metrics}
     fig, axes = new_figure(1, len(keys), width=3.6*len(keys), height=height, squeeze=False)
     for ax, key in zip(axes[0], keys):
         for k, (name, lines) in enumerate(runs.items()):
@@ -198,7 +186,6 @@ def plot_curves(
     if len(runs) > 1: axes[0][-1].legend(frameon=False)
     return fig
 
-# %% ../nbs/library/viz.ipynb #ac7f8436
 def plane(
     codes,  # (..., D)
 ):  # (..., 2), share of the variance kept

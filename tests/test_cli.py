@@ -25,7 +25,6 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from nvs_nb.training import checkpoint as checkpoints
 from nvs_nb import cli
 from nvs_nb.training import checkpoint as runs
 from nvs_nb.data.clips import SETS
@@ -43,7 +42,6 @@ IMAGES = '.gif .png .mp4'.split()
 def place(tmp_path, monkeypatch):
     "An empty folder to work in, and no data, cache or weights of this machine"
     monkeypatch.chdir(tmp_path)
-    for name in ('NVS_DATA', 'NVS_VGG16'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('NVS_CACHE', str(tmp_path / '.cache'))
     return tmp_path
 
@@ -133,13 +131,13 @@ def edit(run, **changes):
 
 def test_train_tells_what_it_does(trained):
     words = ['3 of 4 frames, 32x32 px', 'parameters', 'z_t (3, 4, ', 'on cpu, fp32', 'threads', '1 epochs',
-             'PSNR, mean', 'mean frame', 'report.md']
+             'PSNR, mean', 'mean frame', 'report.html']
     assert not [w for w in words if w not in trained.out], trained.out
 
 
 def test_train_leaves_a_whole_run(trained):
     have = {p.relative_to(trained.path).as_posix() for p in trained.path.rglob('*.*')}
-    assert {'config.json', 'metrics.jsonl', 'checkpoint.pt', 'scores.json', 'report.md', 'samples/mosaic.gif',
+    assert {'config.json', 'metrics.jsonl', 'checkpoint.pt', 'scores.json', 'report.html', 'samples/mosaic.gif',
             'samples/mosaic.mp4', 'samples/ranks.png', 'samples/paths.png', 'samples/curves.png'} <= have
     s = json.loads((trained.path / 'scores.json').read_text())
     assert s['names'] == ['0', '1', '2'] and len(s['psnr_clips']) == 3 and s['step'] == 1
@@ -148,36 +146,36 @@ def test_train_leaves_a_whole_run(trained):
 
 
 def test_report_shows_pictures_by_relative_path(trained):
-    text = (trained.path / 'report.md').read_text()
-    pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', text)
+    text = (trained.path / 'report.html').read_text()
+    pictures = re.findall(r'<img[^>]*src="([^"]+)"', text)
     assert len(pictures) >= 4 and all((trained.path / p).is_file() and not Path(p).is_absolute() for p in pictures)
-    assert f'--root {trained.root}' in text and '| `frames` | 16 | 4 |' in text
+    assert f'--root {trained.root}' in text and 'data.frames' in text and 'a CPU' in text
 
 
 def test_default_name_is_numbered():
     for name in ('chairs-fast', 'chairs-fast-2'):
         done('train', 'chairs', *SHORT)
-        assert Path('runs', name, 'report.md').exists()
+        assert Path('runs', name, 'report.html').exists()
 
 
-def test_recipe_and_seed_reach_the_run():
+def test_preset_and_seed_reach_the_run():
     done('train', 'chairs', '--preset', 'released', '--set', 'seed=5', '--set', 'repeats=1', '--name', 'r', *SHORT)
     c = json.loads(Path('runs/r/config.json').read_text())
-    assert (c['recipe'], c['seed'], c['schedule'], c['width']) == ('released', 5, 'released', 16)
+    assert (c['preset'], c['seed'], c['model']['name'], c['model']['width']) == ('released', 5, 'released', 16)
 
 
-def test_windows_drawn_at_each_visit(trained):
-    more = ['--set', 'window=visit', '--set', 'read_frames=4', '--set', 'frames=3', '--epochs', 1]
+def test_crops_drawn_in_each_step(trained):
+    more = ['--set', 'window=crop', '--set', 'read_frames=4', '--set', 'frames=3', '--epochs', 1]
     r = done('train', 'golf', '--root', trained.root, *TINY, *more)
     assert '3 of 4 frames' in r.out and 'z_t (3, 3, ' in r.out
 
 
 def test_evaluate_gives_the_same_scores(run):
     old = json.loads((run / 'scores.json').read_text())
-    (run / 'scores.json').unlink(), (run / 'report.md').unlink()
+    (run / 'scores.json').unlink(), (run / 'report.html').unlink()
     assert 'PSNR, worst' in done('evaluate', run, '--device', 'cpu').out
     new = json.loads((run / 'scores.json').read_text())
-    assert new['psnr_clips'] == pytest.approx(old['psnr_clips'], abs=1e-3) and (run / 'report.md').exists()
+    assert new['psnr_clips'] == pytest.approx(old['psnr_clips'], abs=1e-3) and (run / 'report.html').exists()
 
 
 def test_scores_with_vgg(run):
@@ -213,7 +211,7 @@ def test_resume_where_the_clips_have_moved(run, trained):
     edit(run, clips=lambda c: {**c, 'root': 'gone'}), (run / 'scores.json').unlink()
     refused('resume', run, names=['gone', '--root'])
     done('resume', run, '--root', 'moved')
-    assert '--root moved' in (run / 'report.md').read_text()
+    assert '--root moved' in (run / 'report.html').read_text()
 
 
 def test_generate_everything(run):
@@ -310,12 +308,12 @@ def test_demo(small_demo):
     s = json.loads(Path('runs/demo/scores.json').read_text())
     assert f'mean PSNR {s["psnr_mean"]:.2f} dB, worst clip {s["psnr_worst"]:.2f} dB' in r.out and len(s['names']) == 18
     named = re.findall(r'^(runs/demo/\S+): ', r.out, re.M)
-    assert {'runs/demo/report.md', 'runs/demo/samples/mosaic.gif'} <= set(named)
+    assert {'runs/demo/report.html', 'runs/demo/samples/mosaic.gif'} <= set(named)
     assert all(Path(f).is_file() for f in named)
     # a second one is made beside the first, which stays as it is
     before = tree('runs/demo')
     assert 'runs/demo-2' in done('demo', '--device', 'cpu').out
-    assert tree('runs/demo') == before and Path('runs/demo-2/report.md').exists()
+    assert tree('runs/demo') == before and Path('runs/demo-2/report.html').exists()
 
 
 def test_demo_goes_on_where_it_was_stopped(small_demo, monkeypatch):
@@ -330,8 +328,8 @@ def test_demo_goes_on_where_it_was_stopped(small_demo, monkeypatch):
     # other settings are another demo; and a demo that is whole but for its report gets it
     cli.DEMO['epochs'] = 1
     assert 'runs/demo-2' in done('demo', '--device', 'cpu').out
-    Path('runs/demo-2/report.md').unlink()
-    assert 'going on' in done('demo', '--device', 'cpu').out and Path('runs/demo-2/report.md').exists()
+    Path('runs/demo-2/report.html').unlink()
+    assert 'going on' in done('demo', '--device', 'cpu').out and Path('runs/demo-2/report.html').exists()
 
 
 def test_demo_spares_what_it_does_not_know(small_demo):
@@ -340,23 +338,26 @@ def test_demo_spares_what_it_does_not_know(small_demo):
     before = tree()
     done('demo', '--out', 'mine', '--device', 'cpu')
     after = tree()
-    assert all(after[k] == before[k] for k in before) and 'mine-3/report.md' in after
+    assert all(after[k] == before[k] for k in before) and 'mine-3/report.html' in after
     refused('demo', '--out', 'mine/thesis.txt', names=['--out', 'thesis.txt'])
 
 
 # ---- bad options
 
 BAD = {  # what follows `nvs`: what the answer names
-    'train': 'SET', 'train chars': 'chars', 'trian chairs': 'trian', 'train chairs --epoch 3': '--epoch',
+    'train': 'DATASET', 'train chars': 'chars', 'trian chairs': 'trian', 'train chairs --epoch 3': '--epoch',
     'train chairs --epochs ten': '--epochs', 'train chairs --epochs 0': '--epochs',
     'train chairs --seconds -1': '--seconds', 'train chairs --seconds nan': 'seconds',
     'train chairs --epochs 3 --seconds 5': '--epochs --seconds',
     'train chairs --epochs 3 --set epochs=4': '--epochs --set',
     'train chairs --epochs 3 --set seconds=4': '--epochs --seconds',
-    'train chairs --preset slow': 'slow', 'train chairs --set recipe=paper': '--preset',
-    'train chairs --set set=golf': 'SET',
+    'train chairs --preset slow': 'slow', 'train chairs --set preset=paper': '--preset',
+    'train chairs --set dataset=golf': 'DATASET', 'train chairs --set model=vgan': '--model',
     'train chairs --set widht=64': 'widht width', 'train chairs --set width': 'width key=value',
-    'train chairs --set width=wide': 'width wide', 'train chairs --set width=3.5': 'width 3.5',
+    'train chairs --set width=wide': 'width wide', 'train chairs --set model.width=3.5': 'width 3.5',
+    'train chairs --model vgan --set frames_per_clip=4': 'frames_per_clip vgan', 'train chairs --model vgan --set norm=group': 'norm vgan',
+    'train chairs --model gan': 'gan vgan videovae', 'train chairs --model vgan --preset released': 'vgan released',
+    'train chairs --set sparsity=1': 'sparsity vgan', 'train chairs --set cuda_graph=yes': 'cuda_graph CUDA',
     'train chairs --set recurrent=maybe': 'recurrent maybe', 'train chairs --set norm=layer': 'norm layer',
     'train chairs --set lr_g=nan': 'lr_g nan', 'train chairs --set lr_z=inf': 'lr_z inf',
     'train chairs --set lr_r=-1': 'lr_r -1',
@@ -488,11 +489,11 @@ SPOIL = {  # what is done to the checkpoint
     'missing': lambda path: path.unlink(),
     'tensors of others': lambda path: torch.save({'w': torch.zeros(3)}, path),
     'a pickle that runs code': lambda path: torch.save(Evil(), path),
-    'another version': lambda path: edit(path.parent, version=checkpoints.VERSION + 1),
+    'another version': lambda path: edit(path.parent, version=runs.VERSION + 1),
     'nothing about clips': lambda path: edit(path.parent, clips=lambda c: {k: c[k] for k in c if k != 'fingerprint'}),
-    'no progress': lambda path: edit(path.parent, trainer={'stats': []}),
+    'no progress': lambda path: edit(path.parent, trainer={'opt': {}}),
     'unknown key': lambda path: edit(path.parent, config=lambda c: {**c, 'wings': 2}),
-    'another width': lambda path: edit(path.parent, config=lambda c: {**c, 'width': 32})}
+    'another width': lambda path: edit(path.parent, config=lambda c: {**c, 'model': {**c['model'], 'width': 32}})}
 
 
 @pytest.mark.parametrize('how', SPOIL)
@@ -506,7 +507,7 @@ def test_run_of_another_set(run):
     golf('other', seed=1), golf('fewer', clips=2)
     for root in ('other', 'fewer'):
         for command in ('resume', 'evaluate'): refused(command, run, '--root', root, names=['run', 'other clips'])
-    edit(run, config=lambda c: {**c, 'set': 'swings'}, clips=lambda c: {**c, 'root': ''})
+    edit(run, config=lambda c: {**c, 'data': {**c['data'], 'dataset': 'swings'}}, clips=lambda c: {**c, 'root': ''})
     refused('resume', run, names=['run', 'other clips'])
 
 
@@ -566,11 +567,11 @@ def test_no_space_left():
 
 def test_no_space_left_for_a_run_that_stands(run):
     "The checkpoint that stands is not harmed; with space again, all goes on"
-    edit(run, config=lambda c: {**c, 'epochs': 3})
+    edit(run, config=lambda c: {**c, 'budget': {**c['budget'], 'epochs': 3}})
     before = tree()
     complaint(limited(20000, 'resume', run), 'run/checkpoint.pt')
     after = tree()
-    assert after.keys() == before.keys() and all(after[k] == before[k] for k in before if 'stats' not in k)
+    assert after.keys() == before.keys() and all(after[k] == before[k] for k in before if 'metrics' not in k)
     done('resume', run)
     assert json.loads((run / 'scores.json').read_text())['step'] == 3
 
@@ -583,7 +584,7 @@ def test_ctrl_c_then_resume(monkeypatch):
     complaint(r, 'nvs resume runs/r', code=130)
     assert 'done; go on with' in done('info', 'r').out and not Path('runs/r/scores.json').exists()
     step = json.loads(Path('runs/r/metrics.jsonl').read_text().splitlines()[-1])['step']
-    edit('runs/r', config=lambda c: {**c, 'epochs': step//3 + 2})  # three steps an epoch: nearly there
+    edit('runs/r', config=lambda c: {**c, 'budget': {**c['budget'], 'epochs': step//3 + 2}})  # three steps an epoch: nearly there
     done('resume', 'r')
     s = json.loads(Path('runs/r/scores.json').read_text())
     assert s['step'] == 3*(step//3 + 2) > step
@@ -599,9 +600,9 @@ def test_sigterm_then_resume(place):
     out, err = p.communicate(timeout=60)
     complaint(SimpleNamespace(code=p.returncode, out=out, err=err), 'nvs resume runs/r', code=143)
     have = set(os.listdir('runs/r'))
-    assert {'checkpoint.pt', 'metrics.jsonl', 'config.json'} <= have and 'report.md' not in have
+    assert {'checkpoint.pt', 'metrics.jsonl', 'config.json'} <= have and 'report.html' not in have
     done('resume', 'runs/r')
-    assert Path('runs/r/report.md').exists()
+    assert Path('runs/r/report.html').exists()
     seconds = json.loads(Path('runs/r/metrics.jsonl').read_text().splitlines()[-1])['seconds']
     assert 2 <= seconds < 6
 
@@ -619,7 +620,7 @@ def test_signal_while_scoring(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr('nvs_nb.evaluation.report.score_all', lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
         complaint(nvs('train', 'chairs', '--name', 'r', *SHORT), 'nvs resume runs/r', code=130)
-    assert 'finished' in done('resume', 'runs/r').out and Path('runs/r/report.md').exists()
+    assert 'finished' in done('resume', 'runs/r').out and Path('runs/r/report.html').exists()
 
 
 def test_signals_are_given_back():

@@ -1,7 +1,9 @@
 "What readers, cache and `Clips` do with good, odd and bad input; every file is drawn here."
+import json
 import os
 import struct
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+import nvs_nb.data.clips as clips_module
 import nvs_nb.data.readers as readers
+from nvs_nb.config import make_config
 from nvs_nb.core import NvsError
-from nvs_nb.data.clips import Clips, SETS, load_set, to_float, to_uint8
+from nvs_nb.data.clips import Clips, SETS, choose, load_clips, load_set, to_float, to_uint8
 from nvs_nb.data.frames import Window, open_rgb, quarter_turns
 from nvs_nb.data.synthetic import actor
 
@@ -237,14 +241,14 @@ def test_decompression_bomb(root, load, monkeypatch, limit):
 
 # ---------------------------------------------------------------- options
 @pytest.mark.parametrize('ask, message', [
-    (dict(name='chair'), "set 'chair': unknown; choose one of chairs, actors"), (dict(name=None), 'set None: unknown'),
+    (dict(name='chair'), "dataset 'chair': unknown; choose one of chairs, actors"), (dict(name=None), 'dataset None: unknown'),
     (dict(size=48), 'size 48: a power of two'), (dict(size=16), 'size 16: a whole number of at least 32'), (dict(size=64.), 'size 64.0:'),
     (dict(size='64'), "size '64'"), (dict(size=True), 'size True'), (dict(frames=0), 'frames 0:'), (dict(stride=0), 'stride 0:'),
     (dict(seed=-1), 'seed -1:'), (dict(window='last'), "window 'last': choose first or random"), (dict(size=128), 'size 128: the embedded chairs'),
     (dict(frames=17), 'frames 17, stride 1: the embedded chairs have 16'), (dict(frames=9, stride=2), 'frames 9, stride 2'),
     (dict(name='actors', root='.'), 'root .: the actors are drawn'), (dict(name='swings', stride=2), 'window, stride: the swings are drawn'),
-    (dict(name='actors', window='random'), 'window, stride: the actors'), (dict(name='golf'), 'set golf: its files are needed'),
-    (dict(name='chair-cad'), 'set chair-cad: its files'), (dict(name='folder', root='no-such-root'), 'no-such-root: no such folder'),
+    (dict(name='actors', window='random'), 'window, stride: the actors'), (dict(name='golf'), 'dataset golf: its files are needed'),
+    (dict(name='chair-cad'), 'dataset chair-cad: its files'), (dict(name='folder', root='no-such-root'), 'no-such-root: no such folder'),
 ])
 def test_bad_options(ask, message, load):
     with pytest.raises(NvsError) as error: load(**{'name': 'chairs', **ask})
@@ -256,8 +260,8 @@ def test_nvs_data(root, load, monkeypatch):
     renders(root / 'chairs/a'), stack(root / 'golf/a.jpg')
     assert (len(load('golf')), len(load('chair-cad'))) == (1, 1)
     assert len(load('chairs')) == 18  # the embedded ones, whatever lies in $NVS_DATA
-    assert load('chairs', root / 'chairs').set == 'chair-cad'
-    with pytest.raises(NvsError, match='set weizmann: its files are needed'): load('weizmann')
+    assert load('chairs', root / 'chairs').dataset == 'chair-cad'
+    with pytest.raises(NvsError, match='dataset weizmann: its files are needed'): load('weizmann')
 
 
 def test_embedded_follow_options(load):
@@ -266,7 +270,7 @@ def test_embedded_follow_options(load):
     assert (load('chairs', size=64, frames=4, stride=5).frames == whole.frames[:, :16:5]).all()
     for name in 'actors', 'swings':
         clips = load(name, size=128, frames=3)
-        assert clips.frames.shape[1:] == (3, 128, 128, 3) and set(SETS) > {clips.set}
+        assert clips.frames.shape[1:] == (3, 128, 128, 3) and set(SETS) > {clips.dataset}
 
 
 # ---------------------------------------------------------------- what the readers find
@@ -283,7 +287,7 @@ def test_weizmann_names(path, person, action, name, root, load):
     assert (clips.static_names, clips.transient_names, clips.names) == ([person], [action], [name])
 
 
-def test_weizmann_rows_and_centre(root, load):
+def test_weizmann_codes_and_centre(root, load):
     for action, person in ('walk', 'bob'), ('bend', 'bob'), ('walk', 'ann'): strip(root / f'{action}/{person}.png')
     video(root / 'bend/ann_bend.avi', np.pad(FILM, ((0, 0), (0, 0), (4, 4), (0, 0))))
     clips = load('weizmann', root)
@@ -413,15 +417,16 @@ def spoil(kind, npy):
     meta = npy.with_suffix('.json')
     if kind == 'half': cut(npy, .5)
     if kind == 'empty': npy.write_bytes(b'')
-    if kind == 'bit': npy.write_bytes(npy.read_bytes()[:-1] + b'\x01')
     if kind == 'header': npy.write_bytes(b'junk' + npy.read_bytes())
     if kind == 'gone': npy.unlink()
     if kind == 'no names': meta.unlink()
-    if kind == 'bad names': meta.write_text('{"crc32":')
+    if kind == 'bad names': meta.write_text('{"names":')
     if kind == 'list': meta.write_text('[]')
+    if kind == 'no hashes': meta.write_text(json.dumps({k: v for k, v in json.loads(meta.read_text()).items() if k != 'digests'}))
+    if kind == 'fewer': meta.write_text(json.dumps({**json.loads(meta.read_text()), 'names': []}))
 
 
-@pytest.mark.parametrize('kind', ['half', 'empty', 'bit', 'header', 'gone', 'no names', 'bad names', 'list'])
+@pytest.mark.parametrize('kind', ['half', 'empty', 'header', 'gone', 'no names', 'bad names', 'list', 'no hashes', 'fewer'])
 def test_damaged_cache_is_rebuilt(kind, root, load, tmp_path, monkeypatch):
     stack(root / 'a.png')
     good = load('golf', root)
@@ -430,6 +435,21 @@ def test_damaged_cache_is_rebuilt(kind, root, load, tmp_path, monkeypatch):
     assert (load('golf', root).frames == frames).all() and entries(tmp_path) == before
     monkeypatch.setattr(readers, 'decode', lambda *a: pytest.fail('decoded again'))
     assert (load('golf', root).frames == frames).all()
+
+
+def test_a_second_start_hashes_no_frames(root, load, monkeypatch):
+    for n in 'ab': stack(root / f'{n}.png')
+    stack(root / 'c.png', FILM[::-1])
+    first = load('golf', root)
+    fingerprint = first.fingerprint()
+    some = choose(first, leave_out='b').with_ids('clip', 'clip').fingerprint()
+    def refuse(clip): pytest.fail('hashed again')
+    monkeypatch.setattr(readers, 'digest', refuse), monkeypatch.setattr(clips_module, 'digest', refuse)
+    again = load('golf', root)
+    assert isinstance(again.frames, np.memmap) and again.fingerprint() == fingerprint
+    assert choose(again, leave_out='b').with_ids('clip', 'clip').fingerprint() == some != fingerprint
+    monkeypatch.undo()
+    assert replace(again, digests=None).fingerprint() == fingerprint  # what is kept is what hashing gives
 
 
 def test_cache_key(root, load, tmp_path, monkeypatch):
@@ -470,7 +490,7 @@ def test_cache_that_cannot_be_written(root, load, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- Clips
 def clips(**changes):
     parts = dict(frames=np.stack([FILM, FILM[::-1]]), static_id=np.array([0, 0]), transient_id=np.array([0, 1]), names=['a', 'b'],
-                 static_names=['shared'], transient_names=['a', 'b'], set='toy')
+                 static_names=['shared'], transient_names=['a', 'b'], dataset='toy')
     return Clips(**{**parts, **changes})
 
 
@@ -478,7 +498,7 @@ def clips(**changes):
     (dict(frames=FILM), 'frames of shape (12, 32, 32, 3)'), (dict(frames=np.zeros((2, 3, 32, 32, 3))), 'float64, not uint8'),
     (dict(frames=np.zeros((2, 3, 32, 16, 3), np.uint8)), 'not (N, L, H, H, 3)'), (dict(frames=[[1]]), 'frames of shape ()'),
     (dict(frames=np.zeros((0, 3, 32, 32, 3), np.uint8)), 'no frames'), (dict(names=['a']), '2 clips need'), (dict(names=['a', 'a']), 'different names'),
-    (dict(static_id=np.array([0, 1])), 'static_id runs from 0 to 1, but there are 1 rows'), (dict(transient_id=np.array([-1, 0])), 'from -1'),
+    (dict(static_id=np.array([0, 1])), 'static_id runs from 0 to 1, but there are 1 codes'), (dict(transient_id=np.array([-1, 0])), 'from -1'),
     (dict(transient_id=np.array([0.])), 'transient_id must hold'), (dict(transient_id=np.array([0., 1.])), 'transient_id must hold'),
 ])
 def test_clips_that_do_not_fit(change, message):
@@ -496,6 +516,25 @@ def test_clips_methods():
     assert c.batch([0]).shape[1] == 12 and (to_float(FILM) == c.batch([0])[0]).all()
     for bad in [-1], [12], [[3, 12]], []:
         with pytest.raises(NvsError, match='of clips that have 12'): c.batch([0], frames=bad)
-    with pytest.raises(NvsError, match="static 'x': choose set or clip or shared"): c.rows(static='x')
-    with pytest.raises(NvsError, match="transient 'all': choose set or clip or shared"): c.rows(transient='all')
-    assert c.rows('clip', 'clip').fingerprint() != c.fingerprint() == clips().fingerprint()
+    with pytest.raises(NvsError, match="static 'x': choose dataset or clip or shared"): c.with_ids(static='x')
+    with pytest.raises(NvsError, match="transient 'all': choose dataset or clip or shared"): c.with_ids(transient='all')
+    assert c.with_ids('clip', 'clip').fingerprint() != c.fingerprint() == clips().fingerprint()
+
+
+def test_fingerprint_knows_every_pixel_also_when_hashes_are_known():
+    c = clips()
+    known, frames = c.fingerprint(), c.frames.copy()
+    frames[1, 3, 2, 1, 0] ^= 1
+    assert len({known, replace(c, frames=frames).fingerprint(), c.subset([1, 0]).fingerprint(), c.subset([1]).fingerprint()}) == 4
+    assert c.subset([1, 0]).subset([1, 0]).fingerprint() == known == replace(c, frames=c.frames.copy()).fingerprint()
+
+
+def test_load_clips_follows_the_configuration(root, monkeypatch, tmp_path):
+    monkeypatch.setenv('NVS_CACHE', str(tmp_path / 'cache'))
+    for n in 'abcd': stack(root / f'{n}.png')
+    c = load_clips(make_config('golf', size=32, frames=4, levels=3, stride=2, keep='a,b,c', leave_out='b', static_ids='shared'), root)
+    assert (c.names, c.S, c.T, c.frames.shape) == (['a', 'c'], 1, 2, (2, 4, 32, 32, 3)) and (c.frames[1] == FILM[:8:2]).all()
+    many = load_clips(make_config('golf', size=32, frames=4, levels=3, window='crop', read_frames=10, draw=3), root)
+    assert many.frames.shape == (3, 10, 32, 32, 3) and (many.frames[0] == FILM[:10]).all()
+    gan = load_clips(make_config('golf', model='vgan', size=32, frames=8), root)
+    assert gan.frames.shape[1] == 8

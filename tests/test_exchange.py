@@ -8,12 +8,12 @@ from PIL import Image
 from nvs_nb.config import make_config
 from nvs_nb.core import NvsError
 from nvs_nb.data.clips import choose, load_clips, load_set
-from nvs_nb.paper.exchange import (TABLE3, TITLE, align, cells, complete, explore, holes, jobs, kinds, mask_settings, matrix_clip,
-                             read_mask, score_cell, score_cells, sections)
-from nvs_nb.paper.plan import Done, Plan
-from nvs_nb.models.nvs import NVS
-from nvs_nb.evaluation.tables import Picture, Table, write_pages
 from nvs_nb.data.synthetic import actor
+from nvs_nb.evaluation.tables import Picture, write_pages
+from nvs_nb.models.nvs import NVS
+from nvs_nb.paper.exchange import (TABLE3, TITLE, align, cell_kinds, cells, complete, holes, jobs, mask_names, matrix_clip,
+                                   score_cells, score_pair, sections, stand_ins)
+from nvs_nb.paper.plan import Done, Plan
 
 PEOPLE = 'daria denis eli ido ira'.split()
 SMALL = dict(size=32, levels=3, width=16, hidden=8, d_s=4, d_t=4, frames=6, threads=1)
@@ -45,24 +45,15 @@ def test_holes_that_stay_the_same(actors):
 def test_names_that_look_like_patterns(actors):
     odd = choose(actors, 'ada_*,bruno_*')
     odd.names[:3] = ['a[1]', 'a*', 'ab']
-    left = choose(odd, leave_out=mask_settings({'walk': [], 'jack': [], 'wave': ['ada', 'bruno']}, odd)['leave_out'])
-    assert 'ab' in left.names and not {'a[1]', 'a*'} & {*left.names} and len(left) == 8
+    assert choose(odd, mask_names({'walk': ['ada', 'nobody'], 'jack': ['ada']}, odd)).names == ['a[1]', 'a*']
+    with pytest.raises(NvsError, match='none of the cells'): mask_names({'skip': ['ada']}, actors)
 
 
-@pytest.mark.parametrize('text, why', [
-    ('  ada bruno\nwalk x', 'walk needs 2 marks'), ('ada bruno\nwalk x y', "not 'x y'"), ('{"walk": "ada"}', 'a list of names'),
-    ('{"walk": [1]}', 'a list of names'), ('{"walk"', 'not readable as JSON'), (None, 'cannot be read')])
-def test_masks_that_are_wrong(tmp_path, text, why):
-    if text: (tmp_path / 'mask.txt').write_text(text)
-    with pytest.raises(NvsError, match=why): read_mask(tmp_path / 'mask.txt')
-
-
-def test_masks_in_both_forms(tmp_path, actors):
-    (tmp_path / 'a.txt').write_text('   ada finn\n\nwalk • .\nbow x  x\n', encoding='utf-8')
-    (tmp_path / 'a.json').write_text('{"walk": ["ada"], "bow": ["ada", "finn", "nobody"]}')
-    told = [mask_settings(read_mask(tmp_path / f'a.{kind}'), actors) for kind in ('txt', 'json')]
-    assert told[0] == told[1] and choose(actors, **told[0]).names == ['ada_walk', 'ada_bow', 'finn_bow']
-    with pytest.raises(NvsError, match='none of the cells'): mask_settings({'skip': ['ada']}, actors)
+def test_cells_in_the_order_of_others(actors):
+    some = choose(actors, 'bruno_bow,ada_walk')
+    at = cells(actors, some)
+    assert [[actors.names[i] for i in line] for line in at] == [['ada_walk', 'ada_bow'], ['bruno_walk', 'bruno_bow']]
+    assert cells(some).tolist() == cells(some, some).tolist() == [[0, -1], [-1, 1]]
 
 
 def test_align_finds_the_window(actors):
@@ -74,25 +65,22 @@ def test_align_finds_the_window(actors):
 def test_a_perfect_model_and_a_still_one(actors):
     some = choose(actors, leave_out='ada_walk,finn_bow')
     found = score_cells(actors.frames[cells(actors)], some, actors)
-    assert [c['name'] for c in found['cells'] if not c['trained']] == ['ada_walk', 'finn_bow']
+    some_of = lambda line: [c for c in found['cells'] if c['line'] == line]
+    unseen, nearest, moving = map(some_of, ('unseen', 'nearest', 'nearest_moving'))
+    assert [c['name'] for c in unseen] == ['ada_walk', 'finn_bow'] and len(found['cells']) == 34 + 2 * 4
     assert found['means']['unseen']['psnr'] == found['means']['trained']['psnr_moving'] == 100
-    for c in found['cells']:  # the copy by motion is at least as good as the other one there
-        if not c['trained']: assert c['nearest_moving_psnr_moving'] >= c['nearest_psnr_moving'] and c['nearest_psnr'] >= c['nearest_moving_psnr']
+    assert found['means']['trained']['cells'] == 34 and found['means']['still']['cells'] == 2
+    for a, b in zip(nearest, moving):  # each kind of copy is the best one by its own measure
+        assert b['psnr_moving'] >= a['psnr_moving'] and a['psnr'] >= b['psnr']
     still = np.repeat(actors.frames[:1, :1], 4, 1)[0]
-    told = score_cell(still, actors.frames[1], {'other': actors.frames[2]})
-    assert told['psnr_moving'] is None and told['still_psnr'] == 100 and told['nearest'] == 'other'
+    assert score_pair(still, still) == dict(psnr=100, psnr_moving=None, ssim=pytest.approx(1))
+    assert score_pair(*stand_ins(still, actors.frames[2:3], 4)['still'])['psnr'] == 100
 
 
-def test_jobs_of_a_mask(tmp_path, root):
+def test_jobs_of_a_mask():
     assert jobs(Plan(sets=('golf',))) == []
-    (tmp_path / 'mask.json').write_text('{"walk": ["ada"], "bow": ["finn"]}')
-    for mask in (str(tmp_path / 'mask.json'), '*_[!wb]*,*_wave,ada_b*,[b-f]*_w*,[b-e]*_b*'):
-        job, = jobs(Plan(), mask)
-        assert load_clips(job.config).names == ['ada_walk', 'finn_bow']
-    given = Plan(roots=dict(weizmann=root), changes=dict(SMALL, label='static', transient_ids='clip'))
-    with pytest.raises(NvsError, match='holes'): jobs(given)  # rows of their own, as asked for: there is no matrix
-    paper = jobs(Plan('paper', roots=dict(weizmann=root)), 'eli_run')
-    assert [j.config.data.fit for j in paper] == ['crop', 'whole'] and paper[0].config.model.label == 'transient'
+    job, = jobs(Plan(), {'walk': ['ada'], 'bow': ['finn']})
+    assert load_clips(job.config).names == ['ada_walk', 'finn_bow']
 
 
 def test_the_section_of_real_films(tmp_path, root):
@@ -109,36 +97,29 @@ def test_the_section_of_real_films(tmp_path, root):
     assert section.title == TITLE and 'the disk is full' in text
     assert 'No clip of ido is left' in text and 'The data has no skip' in text
     found = section.data['exchange-paper']
-    assert found['no_row'] == ['ido'] and {c['identity'] for c in found['cells']} == {*clips.static_names}
-    unseen = {(c['action'], c['identity']) for c in found['cells'] if not c['trained']}
-    assert unseen == {(a, p) for a in ('walk', 'run', 'jump') for p in clips.static_names if p not in TABLE3[a]}
-    assert all(c['nearest'] in clips.names for c in found['cells'] if not c['trained'])
-    mask = next(p for p in section.parts if isinstance(p, Table))
-    assert {row[0]: row[1:] for row in mask.rows}['walk'] == ['•', '•', '○', '×', '•']
+    assert found['no_code'] == ['ido'] and found['trained'] == clips.names
+    assert not any(c['name'].startswith('ido') for c in found['cells'])
+    unseen = {c['name'].rstrip('1') for c in found['cells'] if c['line'] == 'unseen'}
+    assert unseen == {f'{p}_{a}' for a in clips.transient_names for p in clips.static_names if p not in TABLE3[a]}
     picture = next(p for p in section.parts if isinstance(p, Picture) and p.file.endswith('.png'))
     assert len(picture.content.axes) == 1  # generated frames only: these films are somebody's
     write_pages(tmp_path / 'out', 'x', [], [section])
     assert json.loads((tmp_path / 'out' / 'results.json').read_text())['sections'][TITLE] == section.data
 
 
-def test_the_widget_shows_what_is_pressed(actors):
-    pytest.importorskip('ipywidgets')
-    some = choose(actors, leave_out='bruno_jack')
-    model = NVS(make_config('actors', **{**SMALL, 'frames': 4}), 6, 6)
-    box = explore(model, some, actors)
-    buttons, said, film = box.children
-    assert 'bruno' in said.value and 'unseen' in said.value
-    before = film.value
-    next(b for b in buttons.children if getattr(b, 'tooltip', '') == 'trained').click()
-    assert 'ada' in said.value and 'walk' in said.value and film.value[:3] == b'GIF' and film.value != before
+def test_the_paper_says_shared_codes_itself(root):
+    paper = jobs(Plan('paper', roots=dict(weizmann=root)))
+    assert [j.config.data.fit for j in paper] == ['crop', 'whole'] and paper[0].config.model.label == 'transient'
+    assert {(j.config.model.static_ids, j.config.model.transient_ids) for j in paper} == {('dataset', 'dataset')}
 
 
 def test_frames_of_the_matrix(actors):
     some = choose(actors, 'ada_walk,ada_jack,bruno_walk')
-    kind = kinds(some)
-    assert kind.tolist() == [['trained', 'trained'], ['trained', 'new']]
+    kinds = cell_kinds(some)
+    assert kinds.tolist() == [['trained', 'trained'], ['trained', 'new']]
+    assert cell_kinds(some, actors).tolist() == [['trained', 'trained'], ['trained', 'unseen']]
     fake = complete(NVS(make_config('actors', **SMALL), 2, 2))
     assert fake.shape == (2, 2, 6, 32, 32, 3)
-    picture = matrix_clip(fake, kind)
+    picture = matrix_clip(fake, kinds)
     assert picture.shape == (6, 74, 74, 3) and (picture[:, 2:34, 2:34] == fake[0, 0]).all()
     assert (picture[:, 40:72, 2:34] == fake[0, 1]).all()  # below: another action of the same identity

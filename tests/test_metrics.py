@@ -8,12 +8,12 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from nvs_nb.evaluation import metrics
 from nvs_nb.core import NvsError
 from nvs_nb.data.clips import load_set
-from nvs_nb.evaluation.metrics import MODES, VGGFeatures, load_vgg, vgg_features
-from nvs_nb.evaluation.metrics import (CAP, KNOWN, blurred, controls, fcs, frozen, mcs, mcs_floor, mean_frame, moving_mask, psnr,
-                            psnr_moving, score, shifted, shuffled, ssim)
+from nvs_nb.evaluation import metrics
+from nvs_nb.evaluation.metrics import (CAP, KNOWN, MODES, VGGFeatures, blurred, controls, fcs, frozen, mcs, mcs_floor,
+                                       mean_frame, moving_mask, pixel_scores, psnr, psnr_moving, read_vgg, score,
+                                       shifted, shuffled, ssim, vgg_features)
 
 reference_ssim = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
                          channel_axis=-1)
@@ -30,14 +30,13 @@ def noisy(real):
 
 @pytest.fixture(scope='module')
 def npz(tmp_path_factory):
-    g, path = torch.Generator().manual_seed(0), tmp_path_factory.mktemp('vgg')/'small.npz'
-    np.savez(path, **{k: (torch.randn(v.shape, generator=g) * (2 / v[0].numel())**.5).numpy()
-                      for k, v in VGGFeatures().state_dict().items()})
+    path = tmp_path_factory.mktemp('vgg')/'small.npz'
+    np.savez(path, **{k: v.numpy() for k, v in VGGFeatures(seed=1).state_dict().items()})
     return path
 
 
 @pytest.fixture(scope='module')
-def net(npz): return load_vgg(npz)
+def net(npz): return read_vgg(npz)
 
 
 @pytest.fixture(autouse=True)
@@ -153,13 +152,15 @@ def test_score_is_flat_and_json(real, noisy, net):
     assert s['fcs_gap'] == pytest.approx(abs(s['fcs']-s['fcs_real']))
     assert s['mcs'] == pytest.approx(mcs(real, noisy, net))
     assert s['mcs_signed'] == pytest.approx(mcs(real, noisy, net, 'signed'))
+    assert {k: s[k] for k in pixel_scores(real, noisy)} == pixel_scores(real, noisy)
+    assert s['ssim'] == pytest.approx(ssim(real, noisy).mean()) and s['ssim_worst'] == ssim(real, noisy).min()
 
 
 def test_score_without_network_or_motion(real, noisy):
     s = score(real, noisy, mcs_reason='offline')
     assert s['cards']['mcs'] == {'left_out': 'offline'} and not [k for k in s if k.startswith('mcs')]
     s = score(frozen(real)[:1], noisy[:1])
-    assert s['psnr_moving'] is None and s['moving_share'] == 0 and s['cards']['mcs']['left_out']
+    assert s['psnr_moving'] is None and s['moving_share'] == s['clips_that_move'] == 0 and s['cards']['mcs']['left_out']
 
 
 def test_one_clip_has_no_halves(real, noisy, net):

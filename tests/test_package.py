@@ -14,10 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIB = ROOT / 'nvs_nb'
 MODULES = {'.'.join(p.relative_to(LIB).with_suffix('').parts): p for p in sorted(LIB.rglob('*.py')) if p.name[0] != '_'}
-# in reading order, which is import order; the baselines are read before `12_speed`; solutions (90...) export nothing
-NOTEBOOKS = sorted((p for p in (ROOT / 'nbs').rglob('*.ipynb')
-                    if p.name != 'index.ipynb' and p.name[0] != '9' and p.parent.name[0] != '.'),
-                   key=lambda p: ('11z' if p.parent.name == 'baselines' else '') + p.stem)
+NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(x.startswith('.') for x in p.parts[-3:]))
+WINGS = 'core config data viz models training evaluation paper bench cli'.split()  # each imports only from those before it ...
+BESIDE = {('paper', 'bench'), ('bench', 'paper'), ('viz', 'data')}               # ... and these do not know each other
 
 
 def settings():
@@ -26,42 +25,65 @@ def settings():
     return config['DEFAULT']
 
 
-def module_of(path):
-    "The module that a notebook must export: its own name without the number"
-    parts = path.relative_to(ROOT / 'nbs').with_suffix('').parts
-    return '.'.join([*parts[:-1], re.sub(r'^\d+[a-z]?_', '', parts[-1])])
-
-
 def code_cells(path):
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     return [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-def test_module_named_after_notebook(path):
-    exps = [m for src in code_cells(path) for m in re.findall(r'^#\s*\|\s*default_exp\s+(\S+)', src, re.M)]
-    assert exps == [module_of(path)]
+def test_one_notebook_one_module():
+    found = {}
+    for path in NOTEBOOKS:
+        for m in (m for src in code_cells(path) for m in re.findall(r'^#\s*\|\s*default_exp\s+(\S+)', src, re.M)): found.setdefault(m, []).append(path.name)
+    assert not {m: p for m, p in found.items() if len(p) > 1}
+    assert sorted(found) == sorted(MODULES)
+    for m, (name,) in found.items():  # a page of the library is called as its module
+        if f'library/{name}' in map(lambda p: '/'.join(p.parts[-2:]), NOTEBOOKS): assert name == m.split('.')[-1] + '.ipynb', m
+
+
+def imports(name):
+    "Modules of the library that a module imports, at its top or within functions"
+    package = ['nvs_nb', *name.split('.')][:-1]
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith('nvs_nb.'))
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join([*package[:len(package) - node.level + 1], node.module or '']).rstrip('.') if node.level else node.module
+            if base == 'nvs_nb' or base.startswith('nvs_nb.'):
+                found = [f'{base}.{a.name}' for a in node.names]
+                yield from (f if f.removeprefix('nvs_nb.') in MODULES else base for f in found)
 
 
 @pytest.mark.parametrize('name', MODULES)
-def test_module_length(name):
-    lines = len(MODULES[name].read_text(encoding='utf-8').splitlines())
-    assert lines <= 320, f'{name} has {lines} lines: too long to be read in one go, split its notebook'
+def test_wings_import_from_the_left(name):
+    wing, wrong = name.split('.')[0], []
+    for other in (m.removeprefix('nvs_nb.') for m in imports(name)):
+        if other in ('nvs_nb', '__version__'): continue
+        left = other.split('.')[0]
+        if left != wing and (WINGS.index(left) > WINGS.index(wing) or (wing, left) in BESIDE): wrong.append(other)
+    assert not wrong, f'{name} imports {wrong}, which stand to its right'
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-def test_imports_follow_reading_order(path):
-    "What a notebook exports leans only on notebooks read before it"
-    module, earlier = module_of(path), [module_of(p) for p in NOTEBOOKS[:NOTEBOOKS.index(path)]]
-    package, wanted = ['nvs_nb', *module.split('.')][:-1], set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import): wanted |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
-            base = '.'.join([*base, *([node.module] if node.module else [])])
-            wanted |= {f'{base}.{a.name}' for a in node.names} if base == 'nvs_nb' else {base}
-    own = {w.removeprefix('nvs_nb.') for w in wanted if w.startswith('nvs_nb.')} & set(MODULES)
-    assert own <= set(earlier), f'{path.name} imports {sorted(own - set(earlier))}, which the reader has not met yet'
+def test_size_of_the_library():
+    "Small enough to be read; a module is as long as its idea"
+    lines = {name: path.read_text(encoding='utf-8').splitlines() for name, path in MODULES.items()}
+    assert len(lines) <= 35 and sum(map(len, lines.values())) <= 5000, (len(lines), sum(map(len, lines.values())))
+    assert not [(n, i + 1) for n, text in lines.items() for i, x in enumerate(text) if len(x) > 120 and not x.startswith('# AUTOGENERATED')]
+
+
+def test_nothing_is_imported_by_a_string():
+    assert not [n for n, p in MODULES.items() if re.search(r'import_module|__import__', p.read_text(encoding='utf-8'))]
+
+
+def test_the_names_that_users_import():
+    code = """
+import sys, nvs_nb
+assert len(nvs_nb.__all__) == 10 and 'torch' not in sys.modules
+for name in nvs_nb.__all__: assert getattr(nvs_nb, name) and name in dir(nvs_nb)
+try: nvs_nb.nothing
+except AttributeError: pass
+else: raise SystemExit('no AttributeError')
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 BLOCKED = 'nbdev fastcore execnb ghapi IPython ipykernel ipywidgets jupyterlab nbconvert pytest torchvision'
@@ -88,7 +110,7 @@ def test_command_needs_no_developer_package():
 
 def test_imports_are_required():
     "Every outside package that a module imports at its top is among the requirements"
-    names = {'scikit-image': 'skimage', 'pillow': 'PIL'}
+    names = {'scikit-image': 'skimage', 'pillow': 'PIL', 'Jinja2': 'jinja2'}
     required = {names.get(n, n) for n in re.findall(r'(?:^|\s)([A-Za-z][\w-]*)', settings()['requirements'])}
     found = set()
     for name, path in MODULES.items():

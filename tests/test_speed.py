@@ -1,73 +1,105 @@
-"Nothing in a step waits for the device, statistics are read every k steps, slow and fast versions agree, and the command works."
-import json, subprocess, sys
+"Nothing in a step waits for its device, every preset runs on the meta device, and what is measured is right."
+import json, re
 import pytest, torch
-from nvs_nb.bench import speed
-from nvs_nb.config import make_config
-from nvs_nb.core import NvsError
-from nvs_nb.training.runtime import Replay, Waits, settle
+from nvs_nb.bench import presets, speed
+from nvs_nb.config import MODELS, make_config, parse_changes
+from nvs_nb.core import NvsError, one_line
+from nvs_nb.data.clips import load_set
+from nvs_nb.models.build import build_model
+from nvs_nb.training.runtime import CUDAGraph, can_capture
+from nvs_nb.training.sampler import Batch
+from nvs_nb.training.steps import training_step
 from nvs_nb.training.trainer import Trainer
 
-TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1, memory_format='contiguous', epochs=1000)
-RECIPES = {'fast': dict(batch=8), 'paper': dict(batch=4), 'released': dict(repeats=2, d_s=6, d_t=5), 'rank': dict(rank=2), 'mse, linear': dict(loss='mse', output='linear')}
+TINY = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, precision='fp32', threads=1, epochs=1000)
+PRESETS = dict(fast=dict(batch=8), paper=dict(batch=4), released=dict(repeats=2), rank=dict(rank=2),
+               plain=dict(loss='mse', output='linear'))
 
-def trainer(recipe, device='cpu', n=8, **changes):
-    config = make_config('chairs', recipe if recipe in ('paper', 'released') else 'fast', **{**TINY, **RECIPES[recipe], **changes})
-    return Trainer(config, speed.noise_clips(n, 32, seed=0), device=device, progress=False)
+def config(preset, **changes):
+    name = preset if preset in ('paper', 'released') else 'fast'
+    return make_config('chairs', name, **{**TINY, **PRESETS[preset], **changes})
 
-@pytest.mark.parametrize('recipe', RECIPES)
-def test_a_step_asks_the_device_nothing(recipe):
-    t = trainer(recipe)
+def trainer(preset, device='cpu', log_every=10, **changes):
+    clips = load_set('chairs', size=32)
+    return Trainer(config(preset, **changes), clips, device=device, progress=False, log_every=log_every)
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_a_step_asks_the_device_nothing(preset, monkeypatch):
+    if preset == 'released':  # its Adam asks for step counts, which are on the processor
+        monkeypatch.setattr(torch.optim, 'Adam', lambda params, lr, **kw: ADAM(params, lr, fused=True))
+    t = trainer(preset)
     t.advance()  # the first step makes the optimisers' averages
-    with Waits() as waits:
+    with speed.Count() as count:
         for _ in range(4): t.advance()
-    assert waits.names == []  # the decomposition of `rank` waits on CUDA, inside one operation; see below
+    assert count.waits == [] and count.ops > 100  # the decomposition of `rank` waits on CUDA, inside one operation
+ADAM = torch.optim.Adam
 
-def test_statistics_are_read_every_k_steps(monkeypatch):
-    t, read, tolist = trainer('fast'), [], torch.Tensor.tolist
+@pytest.mark.parametrize('ask', [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(),
+                                 lambda x: x.unique(), lambda x: bool((x > 0).all())])
+def test_questions_are_seen(ask):
+    with speed.Count() as count: ask(torch.randn(5))
+    assert count.waits
+
+@pytest.mark.parametrize('preset', [*PRESETS, 'vgan', 'tgan', 'mocogan', 'videovae'])
+def test_two_steps_on_the_meta_device(preset):
+    "A mix-up of devices, or a question to the device, raises there."
+    if preset in MODELS and preset not in PRESETS:
+        c = make_config('chairs', 'fast', model=preset, size=32, frames=8, width=16, precision='fp32', batch=4)
+    else: c = config(preset, batch=4)
+    model, L = build_model(c, 4, 4).to('meta'), c.data.frames
+    optimizers, meta = model.optimizers(), dict(device='meta')
+    assert not any(group.get('fused') for o in optimizers.values() for group in o.param_groups)
+    ids, K = torch.zeros(4, dtype=torch.long, **meta), c.model.frames_per_clip or L
+    at = torch.zeros(4, K, dtype=torch.long, **meta)
+    batch = Batch(ids, ids, torch.zeros(4, K, 32, 32, 3, dtype=torch.uint8, **meta), at, ids)
+    for step in range(2): terms = training_step(model, optimizers, batch._replace(step=step))
+    assert set(model.TERMS) <= set(terms) and all(terms[k].device.type == 'meta' for k in model.TERMS)
+
+def test_metrics_are_read_every_k_steps(monkeypatch):
+    t, read, tolist = trainer('fast', log_every=7), [], torch.Tensor.tolist
     def spy(x):
         read.append(t.step)
         return tolist(x)
     monkeypatch.setattr(torch.Tensor, 'tolist', spy)
-    t.log_every = 7
     t.fit(until=30)
-    assert read == [7, 14, 21, 28, 30] and [s['step'] for s in t.stats] == read  # the last is that of the checkpoint
+    assert read == [7, 14, 21, 28, 30] and [m['step'] for m in t.metrics] == read  # the last at the end
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 class TestCuda:
-    @pytest.mark.parametrize('recipe', sorted({*RECIPES} - {'rank'}))  # a decomposition waits for its result
-    def test_no_synchronisation_within_a_step(self, recipe):
-        t = trainer(recipe, 'cuda', capture='no')
+    @pytest.mark.parametrize('preset', sorted({*PRESETS} - {'rank'}))  # a decomposition waits for its result
+    def test_no_synchronisation_within_a_step(self, preset):
+        t = trainer(preset, 'cuda', cuda_graph='no')
         for _ in range(3): t.advance()
         torch.cuda.set_sync_debug_mode('error')
         try:
             for _ in range(6): t.advance()
         finally: torch.cuda.set_sync_debug_mode('default')
 
-    @pytest.mark.parametrize('recipe, changes', [('fast', {}), ('paper', {}), ('fast', dict(resident='no')), ('fast', dict(batch=3)), ('fast', dict(compile=True))])
-    def test_a_replayed_step_learns_the_same(self, recipe, changes):
-        runs = [trainer(recipe, 'cuda', capture=capture, **changes) for capture in ('no', 'yes')]
+    @pytest.mark.parametrize('preset, changes', [('fast', {}), ('paper', {}), ('fast', dict(data_on_device='no')),
+                                                 ('fast', dict(batch=4)), ('fast', dict(compile=True))])
+    def test_a_replayed_step_learns_the_same(self, preset, changes):
+        runs = [trainer(preset, 'cuda', cuda_graph=graph, **changes) for graph in ('no', 'yes')]
         for t in runs:
             for _ in range(20): t.advance()
-            t.batches.close()
+            t.sampler.close()
         a, b = (t.model.state_dict() for t in runs)
         for k in a: assert (a[k].float() - b[k].float()).norm() <= 1e-2 * a[k].float().norm() + 1e-6, k
-        assert runs[1].replay.graphs
+        assert isinstance(runs[1].compute, CUDAGraph) and runs[1].compute.graphs
 
     def test_a_run_may_change_its_device(self, tmp_path):
-        t = trainer('fast', 'cuda')
-        t.run = tmp_path
-        t.fit(until=10)
-        clips = t.clips
-        assert Trainer.resume(tmp_path, clips, device='cpu', progress=False).fit(until=12).step == 12
-        assert Trainer.resume(tmp_path, clips, device='cuda', progress=False).fit(until=20).step == 20
+        clips = load_set('chairs', size=32)
+        Trainer(config('fast'), clips, tmp_path/'run', device='cuda', progress=False).fit(until=10)
+        assert Trainer.resume(tmp_path/'run', clips, device='cpu', progress=False).fit(until=12).step == 12
+        assert Trainer.resume(tmp_path/'run', clips, device='cuda', progress=False).fit(until=20).step == 20
 
 def test_capture_needs_cuda():
-    if torch.cuda.is_available(): pytest.skip('there is CUDA')
-    with pytest.raises(NvsError, match='capture=yes needs a CUDA device'): settle(make_config('chairs', capture='yes'), torch.device('cpu'))
-    assert settle(make_config('chairs'), torch.device('cpu')).capture == 'no'
+    cpu = torch.device('cpu')
+    with pytest.raises(NvsError, match='cuda_graph=yes needs a CUDA device'):
+        can_capture(config('fast', cuda_graph='yes'), cpu)
+    assert not can_capture(config('fast'), cpu)
 
 def test_a_trainer_may_fit_again_and_stream():
-    t = trainer('fast', resident='no')
+    t = trainer('fast', data_on_device='no')
     t.fit(until=2)
     t.stopped = 15  # as after a signal
     assert t.fit(until=5).step == 5 and not t.stopped
@@ -83,36 +115,72 @@ def test_pyramid_matrices_are_constants_when_compiled():
     for a, b in zip(compiled, laplacian_pyramid(x, 3), strict=True): assert torch.equal(a, b)
     assert any('matmul' in s for s in seen) and not any(w in s for s in seen for w in ('eye', 'conv1d', 'interpolate'))
 
-@pytest.mark.parametrize('args, says', [(['--only', 'quality', '--sets', 'chars'], "set 'chars': unknown"), (['--sets', 'folder=/nowhere'], '/nowhere: no such folder'),
-    (['--recipes', 'slow'], "unknown recipe 'slow'"), (['--out', '/nowhere/x.json'], '--out /nowhere/x.json: cannot write there'), (['--device', 'warp'], '--device warp')])
-def test_the_command_says_what_is_wrong_before_it_measures(args, says, capsys):
-    from nvs_nb.core import spoken
-    with pytest.raises(SystemExit) as stop: spoken(lambda: speed.main(['--device', 'cpu', *args]), 'speed')
+@pytest.mark.parametrize('main, args, says', [
+    (speed.main, ['--out', '/nowhere/x.json'], '--out /nowhere/x.json: cannot write there'),
+    (speed.main, ['--device', 'warp'], '--device warp'),
+    (presets.main, ['presets', 'folder=/nowhere'], '/nowhere: no such folder'),
+    (presets.main, ['search', 'chars'], "dataset 'chars': unknown")])
+def test_the_commands_say_what_is_wrong_before_they_measure(main, args, says, capsys):
+    with pytest.raises(SystemExit) as stop, one_line('bench'): main(args)
     err = capsys.readouterr().err
     assert stop.value.code == 2 and says in err and len(err.splitlines()) == 1
 
-def test_replay_without_recording_is_the_function():
-    seen = []
-    step = Replay(lambda x: seen.append(x.sum().item()), record=False)
-    for i in range(5): step(torch.full((2,), float(i)))
-    assert seen == [0, 2, 4, 6, 8]
+def test_the_ladder(tmp_path, monkeypatch):
+    rungs, climb = speed.rungs, speed.climb
+    some = "the paper's text", 'joint step', 'frames per clip'
+    monkeypatch.setattr(speed, 'rungs', lambda *a: {k: v for k, v in rungs(*a).items() if k in some})
+    monkeypatch.setattr(speed, 'climb', lambda *a, **kw: climb(*a, width=32, **kw))
+    speed.main(['--minutes', '.01', '--batch', '2', '--device', 'cpu', '--out', str(tmp_path/'here.json')])
+    found = json.loads((tmp_path/'here.json').read_text())
+    assert [*found['rungs']] == [*some] and not [k for k, r in found['rungs'].items() if 'failed' in r]
+    for r in found['rungs'].values(): assert r['difference'] <= r['tolerance'] and r['seconds'] > 0 and r['flops'] > 0
+    assert found['rungs']["the paper's text"]['flops'] > 4 * found['rungs']['joint step']['flops']  # six passes, one
 
-@pytest.mark.parametrize('name', ['first layer', 'pyramid', 'optimiser', 'triplet'])
-def test_slow_versions_learn_the_same(name):
-    def learn(slow):
-        with speed.slowed(slow):
-            t = trainer('released', lambda_t=1.)
-            for _ in range(3): t.advance()
-        return t.model.state_dict()
-    fast, slow = learn([]), learn([name])
-    for k in fast: assert (fast[k] - slow[k]).norm() <= 1e-2 * fast[k].norm() + 1e-6, k  # Adam makes much of gradients that are nearly zero
+def test_a_rung_that_fails_is_told(monkeypatch):
+    def fail(*a): raise RuntimeError('no compiler\nhere')
+    monkeypatch.setattr(speed, 'measure_rung', fail)
+    monkeypatch.setattr(speed, 'measure_peaks', lambda device: {})
+    told = []
+    found = speed.climb(torch.device('cpu'), report=told.append)['rungs']
+    assert all(r['failed'] == 'RuntimeError: no compiler' for r in found.values()) and len(told) == len(found) == 10
 
-def test_the_command(tmp_path):
-    args = ['--minutes', '.01', '--batch', '2', '--only', 'ladder', '--device', 'cpu', '--out', str(tmp_path/'speed-here.json')]
-    code = 'import sys; from nvs_nb import speed; old, climb = speed.rungs, speed.climb; speed.rungs = lambda b: [r for r in old(b) if r.name != "compiled"]; '\
-        'speed.climb = lambda *a, **k: climb(*a, width=32, **k); speed.main(sys.argv[1:])'
-    done = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path/'speed-here.json').read_text())
-    assert len(found['rungs']) == 12 and not [k for k, r in found['rungs'].items() if 'failed' in r]
-    for r in found['rungs'].values(): assert r['difference'] <= r['tolerance'] and r['frames_per_s'] > 0 and r['predicted'] > 0
+def test_tune_finds_the_fastest_settings(monkeypatch):
+    "With steps that take as long as we say, on a machine that is disturbed for a while."
+    cost, now = dict(fp32=.004, bf16=.002, channels_last=.002, contiguous=.001), [0.]
+    def advance(t):
+        busy = 5 if 1. < now[0] < 1.25 else 1  # half of a round
+        now[0] += busy * (cost[t.c.precision] + cost[t.c.runtime.memory_format])
+        t.clips_seen += 8
+    monkeypatch.setattr(Trainer, 'advance', advance)
+    c, clips, threads = config('fast'), load_set('chairs', size=32), torch.get_num_threads()
+    def tune():
+        with monkeypatch.context() as m:
+            m.setattr(speed.time, 'perf_counter', lambda: now[0])
+            return speed.tune(c, clips, 'cpu', seconds=2., rounds=3)
+    rows, line = tune()
+    assert torch.get_num_threads() == threads
+    best, rate, ratio = rows[0]
+    assert (best['precision'], best['runtime.memory_format']) == ('bf16', 'contiguous')
+    assert rate == pytest.approx(8 / .003) and ratio == pytest.approx(2, rel=.1) and any(r == 1 for *_, r in rows)
+    assert [r for *_, r in rows] == sorted((r for *_, r in rows), reverse=True)
+    changed = c.replace(**parse_changes(re.findall(r'--set (\S+)', line)))
+    assert (changed.precision, changed.runtime.memory_format) == ('bf16', 'contiguous')
+    cost.update(bf16=.004, contiguous=.002)  # now nothing gains
+    assert tune()[1] == ''
+
+def test_tune_measures_steps_of_the_trainer():
+    rows, _ = speed.tune(config('fast'), load_set('chairs', size=32), 'cpu', seconds=1., rounds=2)
+    assert len(rows) >= 4 and all(rate > 0 and ratio > 0 for _, rate, ratio in rows)
+
+def test_races_go_on_where_they_stopped(tmp_path, capsys):
+    c, clips = config('fast', seconds=.5), load_set('chairs', size=32)
+    races = dict(a=(c, clips), b=(c.replace(seed=1), clips))
+    first = presets.run_races(tmp_path/'x.json', dict(a=races['a']), 'here', first=9.)
+    both = presets.run_races(tmp_path/'x.json', races, 'here', first=9.)
+    assert both['a'] == first['a'] and len(both) == 2 and len(capsys.readouterr().out.splitlines()) == 2
+    assert len(both['b']['curve']) == 1 and both['b']['curve'][-1][1] == both['b']['psnr_mean']
+
+def test_a_race_that_fails_is_a_result(monkeypatch):
+    def fail(t): raise NvsError('step 10: loss is not finite')
+    monkeypatch.setattr(Trainer, 'log', fail)
+    assert 'not finite' in presets.race(config('fast', seconds=1.), load_set('chairs', size=32))['failed']

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 from ..core import NvsError
 
-# %% ../../nbs/library/frames.ipynb #d4a6741f
+# %% ../../nbs/library/frames.ipynb #c9736e4b
 def to_rgb(im):
     "Any PIL image as RGB: what is transparent becomes white, 16-bit grey is scaled to 8 bits."
     if im.mode == 'F': raise ValueError('floating-point pixels have no known range')
@@ -25,7 +25,6 @@ def to_rgb(im):
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     return im.convert('RGB')
 
-# %% ../../nbs/library/frames.ipynb #db1807d0
 class TooShort(Exception):
     "A clip with fewer frames than asked for. No error of the file: it is left out, and counted."
     def __init__(self, n): self.n = n
@@ -84,7 +83,7 @@ class Window:
         start = int(rng.integers(n-self.span+1)) if self.mode == 'random' else 0
         return range(start, start+self.span, self.stride)
 
-# %% ../../nbs/library/frames.ipynb #46b96e24
+# %% ../../nbs/library/frames.ipynb #e48e704d
 def read_tiles(
     path,      # an image that holds many frames
     name,      # of the clip
@@ -103,7 +102,6 @@ def read_tiles(
     picks = window.pick(length//step, name)
     return [im.crop((0, i*step, side, (i+1)*step) if down else (i*step, 0, (i+1)*step, side)) for i in picks]
 
-# %% ../../nbs/library/frames.ipynb #68fd8a89
 def natural(name):
     "A sorting key that puts `frame10` after `frame9`."
     return [int(part) if i % 2 else part.lower() for i, part in enumerate(re.split('([0-9]+)', str(name)))], str(name)

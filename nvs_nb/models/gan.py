@@ -39,7 +39,7 @@ class VideoGenerator(nn.Module):
 
     def forward(self, z): return self.net(z[:, :, None, None, None])
 
-# %% ../../nbs/5_baselines/01_gan.ipynb #55363e07
+# %% ../../nbs/5_baselines/01_gan.ipynb #71f6788c
 class Noise(nn.Module):
     "Adds N(0, sigma) while training."
     def __init__(self, sigma):
@@ -47,7 +47,8 @@ class Noise(nn.Module):
         self.sigma = sigma
     def forward(self, x):
         if not self.training: return x
-        return x + self.sigma * torch.randn(x.shape, dtype=x.dtype, device=x.device)  # randn_like is slow for channels_last
+        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device)  # randn_like is slow for channels_last
+        return x + self.sigma * noise
 
 def discriminator(
     size=64,     # pixels
@@ -60,16 +61,15 @@ def discriminator(
     chans = [3, *(width << i for i in range(doublings(size)))]
     layers = []
     for i, (a, b) in enumerate(zip(chans, chans[1:])):
-        layers += [*[Noise(noise)] * (noise > 0), conv(a, b, 4, 2, 1, bias=not i), *[norm(b)] * (i > 0), nn.LeakyReLU(.2, True)]
+        layers += [Noise(noise)] * (noise > 0) + [conv(a, b, 4, 2, 1, bias=not i)] + [norm(b)] * (i > 0)
+        layers.append(nn.LeakyReLU(.2, True))
     return nn.Sequential(*layers, conv(chans[-1], 1, (4, 4) if flat else (1, 4, 4)), nn.Flatten(0))
 
-# %% ../../nbs/5_baselines/01_gan.ipynb #c3b3b214
-def init_small(net, rng=None):
+def init_small(net):
     "Weights of convolutions N(0, .02), scales of normalisations N(1, .02), biases zero, as in DCGAN."
     for m in net.modules():
-        if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)):
-            nn.init.normal_(m.weight, 0, .02, generator=rng)
-        elif isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)): nn.init.normal_(m.weight, 1, .02, generator=rng)
+        if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)): nn.init.normal_(m.weight, 0, .02)
+        elif isinstance(m, nn.modules.batchnorm._BatchNorm): nn.init.normal_(m.weight, 1, .02)
         else: continue
         if m.bias is not None: nn.init.zeros_(m.bias)
 
@@ -124,7 +124,7 @@ class GAN(nn.Module):
         "New clips in [-1, 1], in evaluation mode; `first` is for models that need a first frame."
         return self.make(n)[0].float()
 
-# %% ../../nbs/5_baselines/01_gan.ipynb #8d350155
+# %% ../../nbs/5_baselines/01_gan.ipynb #bb7824e3
 @torch.no_grad()
 def new_clips(
     model,      # a baseline
@@ -134,8 +134,8 @@ def new_clips(
     batch=20,   # clips at a time
 ):  # uint8 (n, L, H, W, 3)
     "Clips made from codes drawn at random, in evaluation mode, full precision."
-    was, device = model.training, next(model.parameters()).device
-    firsts = real[np.random.default_rng(seed).integers(len(real), size=n), 0] if model.FIRST else np.zeros((n, 1), np.uint8)
+    was, device, firsts = model.training, next(model.parameters()).device, np.zeros((n, 1), np.uint8)
+    if model.FIRST: firsts = real[np.random.default_rng(seed).integers(len(real), size=n), 0]
     model.eval()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):

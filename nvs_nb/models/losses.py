@@ -63,9 +63,9 @@ def static_loss(
     i = torch.arange(len(k), device=fake.device)
     return reconstruction(fake[i, k], real[i, k], kind, levels)
 
-# %% ../../nbs/1_method/06_losses.ipynb #1116e7a7
+# %% ../../nbs/1_method/06_losses.ipynb #0cd21762
 def squared_distances(r):
-    "`(B, L, D)` -> `(B, L, L)`; |a - b|^2 = |a|^2 + |b|^2 - 2 ab is one product instead of all (B, L, L, D) differences."
+    "`(B, L, D)` -> `(B, L, L)`; |a - b|^2 = |a|^2 + |b|^2 - 2 ab is one product instead of (B, L, L, D) differences."
     r = r - r.mean(1, keepdim=True)  # distances do not change, but smaller numbers lose fewer digits
     n = r.square().sum(-1)
     return (n[:, :, None] + n[:, None] - 2 * r @ r.mT).clamp(min=0)

@@ -96,7 +96,7 @@ class Generator(nn.Module):
 
 LABEL_DIM = 16  # of the label embedding of the conditional generator
 
-# %% ../../nbs/1_method/05_networks.ipynb #13af68cd
+# %% ../../nbs/1_method/05_networks.ipynb #9e66bb57
 @dataclass(frozen=True)
 class Phase:
     "An update: which optimisers take a step, and how often before the next phase."
@@ -161,11 +161,13 @@ class NVS(nn.Module):
 
     def optimizers(self):
         "Adam for the networks; for the codes Adam, dense or sparse, or SGD with momentum."
-        m, fused = self.c.model, next(self.parameters()).device.type in ('cpu', 'cuda')
+        m, o, fused = self.c.model, self.c.optim, next(self.parameters()).device.type in ('cpu', 'cuda')
         adam = lambda module, lr: torch.optim.Adam(module.parameters(), lr, fused=fused)
-        codes = dict(adam=lambda: adam(self.Z, m.lr_z), sparse_adam=lambda: torch.optim.SparseAdam(self.Z.parameters(), m.lr_z),
-            sgd=lambda: torch.optim.SGD(self.Z.parameters(), m.lr_z * self.c.optim.batch, m.momentum))  # undo the mean over clips
-        return dict(G=adam(self.G, self.c.optim.lr_g), R=adam(self.R, m.lr_r), Z=codes[m.latent_opt]())
+        if m.latent_opt == 'sparse_adam': Z = torch.optim.SparseAdam(self.Z.parameters(), m.lr_z)
+        elif m.latent_opt == 'sgd':  # times the batch, to undo the mean over its clips
+            Z = torch.optim.SGD(self.Z.parameters(), m.lr_z * o.batch, m.momentum)
+        else: Z = adam(self.Z, m.lr_z)
+        return dict(G=adam(self.G, o.lr_g), R=adam(self.R, m.lr_r), Z=Z)
 
     def project(self, batch, phase):
         "What must hold after an update."

@@ -41,17 +41,17 @@ def arrow(ax, *points, color='ink', style='-'):
     head = dict(arrowstyle='-|>', shrinkA=0, shrinkB=0, mutation_scale=9)
     ax.annotate('', points[-1], points[-2], arrowprops=head | line)
 
-# %% ../../nbs/1_method/02_map.ipynb #fd9ea1b4
+# %% ../../nbs/1_method/02_map.ipynb #38e63eb4
 def draw_dictionary(ax, static, path):
-    "Left: the latent dictionary, static rows above, transient paths below; one row of each is framed."
+    "Left: the latent dictionary, static codes above, transient paths below; one of each is framed."
     rng = np.random.default_rng(1)
     ax.text(11, 41, 'latent dictionary', ha='center', size=11, weight='bold')
-    ax.text(11, 36.6, 'static rows', ha='center', size=9), ax.text(12, 14.6, 'transient paths', ha='center', size=9)
+    ax.text(11, 36.6, 'static codes', ha='center', size=9), ax.text(12, 14.6, 'transient paths', ha='center', size=9)
     for y in (25, 27.7, 33.1): cells(ax, 4, y, 14, 1.8, rng.random(static.shape).T, 'blue')
     for k in (2, 1): cells(ax, 4+k*1.2, 3+k*1.2, 14, 8, rng.random(path.shape), 'orange')
     cells(ax, 4, 30.4, 14, 1.8, static.T, 'blue'), cells(ax, 4, 3, 14, 8, path, 'orange')
     for y, h in ((30, 2.6), (2.4, 9.2)): ax.add_patch(Rectangle((3.4, y), 15.2, h, fc='none', ec=COLORS['ink'], lw=1.5))
-    ax.text(11, -.6, 'a clip is one row of each', ha='center', size=9, style='italic')
+    ax.text(11, -.6, 'a clip is one of each', ha='center', size=9, style='italic')
 
 # %% ../../nbs/1_method/02_map.ipynb #80f02785
 COLUMNS = {34: '1', 45: '2', 56: '3', 75: 'L'}  # x and name of the time steps

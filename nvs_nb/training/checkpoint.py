@@ -101,7 +101,7 @@ def shrink(
     half = {k: w.half() if w.is_floating_point() else w for k, w in model.state_dict().items()}
     save_checkpoint(out, half, config, {**about, 'root': ''})
 
-# %% ../../nbs/library/checkpoint.ipynb #45fe3ca2
+# %% ../../nbs/library/checkpoint.ipynb #5de75422
 PRETRAINED = Path(EMBEDDED/'pretrained')
 
 class Opened(NamedTuple):
@@ -135,7 +135,7 @@ def open_run(
     opened = Opened(path, folder, folder if own and path != PRETRAINED else None, *load_run(path, device))
     trainer = opened.state.get('trainer')
     if trainer is not None and not all(isinstance(trainer.get(k), (int, float)) for k in ('step', 'seconds', 'clips_seen')):
-        raise NvsError(f'{path}: the state of its training is damaged')
+        raise NvsError(f'{path}: the state of its training in checkpoint.pt is damaged')
     return opened
 
 def same_clips(

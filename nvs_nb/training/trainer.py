@@ -79,7 +79,7 @@ class Checkpoints(Callback):
         self.last = t.seconds
         t.save()
 
-# %% ../../nbs/library/trainer.ipynb #d0fff9df
+# %% ../../nbs/library/trainer.ipynb #5f4a41e8
 class Trainer:
     "Trains a model on clips; `fit` trains, `resume` goes on. All state is in the run's checkpoint."
     LOCK_WAIT = 30.  # seconds; a process that has lost its parent needs a moment to end
@@ -101,7 +101,7 @@ class Trainer:
         if run and runtime.rank() == 0 and (self.run/'checkpoint.pt').exists():
             raise NvsError(f'{run} already holds a run; give another name, or go on with: nvs resume {run}')
         self.build(runtime.settle(config, self.device), clips)
-        more = [Samples(sample_every), Checkpoints(save_every)] if run else []
+        more = [Checkpoints(save_every), Samples(sample_every)] if run else []
         self.callbacks = [Metrics(log_every), Progress(), *callbacks, *more]
         if run and runtime.rank() == 0: write_json(self.run/'config.json', self.c.to_dict())
 
@@ -122,7 +122,7 @@ class Trainer:
         if captured: runtime.make_capturable(self.optimizers, self.device)
         self.base_lr = {o: [float(g['lr']) for g in o.param_groups] for o in self.optimizers.values()}
         self.sampler = Sampler(c, self.clips, self.device, runtime.rank(), world)
-        self.step = self.clips_seen = self.logged_step = self.stopped = 0
+        self.step = self.clips_seen = self.logged_step = self.logged_clips = self.stopped = 0
         self.seconds, self.saved_step, self.metrics, self.written = 0., None, [], 0
         self.sums = torch.zeros(len(self.model.TERMS), device=self.device)
         self.compute = runtime.CUDAGraph(self.on_device) if captured else self.on_device
@@ -139,10 +139,10 @@ class Trainer:
         return .5 * (1 + math.cos(math.pi * x))
 
     def on_device(self, *tensors):
-        "What happens on the device in a step; its terms are added to `sums`."
+        "What happens on the device in a step; its terms are added to `sums`, for each clip."
         batch = Batch(*tensors, self.step)
         terms = training_step(self.model, self.optimizers, batch, runtime.average_gradients)
-        self.sums += torch.stack([terms[k].detach().float() for k in self.model.TERMS])
+        self.sums += torch.stack([terms[k].detach().float() for k in self.model.TERMS]) * len(batch.real)
 
     def advance(self):
         "One step."
@@ -164,17 +164,17 @@ class Trainer:
             yield
 
     def log(self):
-        "A line of metrics: means since the last line. Waits for the device."
-        n = self.step - self.logged_step
+        "A line of metrics: means over the clips since the last line. Waits for the device."
+        n = self.clips_seen - self.logged_clips
         if not n: return
-        means = dict(zip(self.model.TERMS, (runtime.all_reduce(self.sums) / n / runtime.world()).tolist()))
+        means = dict(zip(self.model.TERMS, (runtime.all_reduce(self.sums) / n).tolist()))
         for k, v in means.items():
             if not math.isfinite(v): raise NvsError(f'step {self.step}: {k} is not finite; {self.last_good()}')
         if 'mse' in means: means['psnr'] = -10 * math.log10(max(means.pop('mse'), 1e-10))
         self.metrics.append(dict(step=self.step, epoch=self.step * self.c.budget.epochs / self.steps, seconds=self.seconds,
             clips=self.clips_seen, **means, lr=self.lr_factor()))
         self.sums.zero_()
-        self.logged_step = self.step
+        self.logged_step, self.logged_clips = self.step, self.clips_seen
         if self.run and runtime.rank() == 0:
             with (self.run/'metrics.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(self.metrics[-1]) + '\n')
 
@@ -242,7 +242,7 @@ class Trainer:
         t = cls(config, clips, **kw)
         same_clips(run, about, t.clips)
         t.run, t.root, t.about = Path(run), about['root'], {k: v for k, v in about.items() if k != 'root'}
-        t.callbacks += [Samples(kw.get('sample_every', 60.)), Checkpoints(kw.get('save_every', 60.))]
+        t.callbacks += [Checkpoints(kw.get('save_every', 60.)), Samples(kw.get('sample_every', 60.))]
         try: t.restore(model.state_dict(), saved)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as e:
             raise NvsError(f'{run}: the state of the training is damaged ({e})') from None
@@ -258,8 +258,9 @@ class Trainer:
             for p, s in o.state.items():
                 if any(torch.is_tensor(x) and x.ndim and x.shape != p.shape for x in s.values()): raise ValueError(f'averages of {name}')
         self.step = self.logged_step = self.saved_step = step
-        self.seconds, self.clips_seen = float(seconds), seen
+        self.seconds, self.clips_seen, self.logged_clips = float(seconds), seen, seen
         if runtime.rank(): return
-        self.metrics = [m for m in read_metrics(self.run) if m['step'] <= step]  # lines of lost steps go
+        lines = read_metrics(self.run)
+        self.metrics = [m for m in lines if m['step'] <= step]  # lines of lost steps go
         text = ''.join(json.dumps(m) + '\n' for m in self.metrics)
-        if self.metrics: atomic_write(self.run/'metrics.jsonl', lambda tmp: tmp.write_text(text, encoding='utf-8'))
+        if len(self.metrics) < len(lines): atomic_write(self.run/'metrics.jsonl', lambda tmp: tmp.write_text(text, encoding='utf-8'))
