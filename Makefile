@@ -1,4 +1,4 @@
-# `make demo` and `make test` need git, make and python3 (3.10 or newer); the rest they install into .venv.
+# `make demo` and `make test` need git, make and python3 (3.10.12 or newer); the rest they install into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 META := setup.py settings.ini constraints.txt
@@ -13,7 +13,7 @@ help:
 	@echo 'make test                  run every notebook and test'
 	@echo 'make lab                   open the notebooks in JupyterLab'
 	@echo 'make prepare               after editing notebooks: export the library, clean, write README.md'
-	@echo 'make outputs NB=nbs/x.ipynb   run a notebook and store its outputs in the file'
+	@echo 'make outputs NB=nbs/library/viz.ipynb   run a notebook and store its outputs in the file'
 
 demo: .venv/.lib
 	$(BIN)/nvs demo
@@ -31,13 +31,13 @@ prepare: .venv/.dev
 	$(BIN)/python .ci/readme.py
 
 outputs: .venv/.dev
-	@test -n "$(NB)" || { echo 'say which notebook: make outputs NB=nbs/02_viz.ipynb'; exit 2; }
+	@test -n "$(NB)" || { echo 'say which notebook: make outputs NB=nbs/library/viz.ipynb'; exit 2; }
 	$(BIN)/python .ci/store_outputs.py $(NB)
 
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) not found: install Python 3.10 or newer, or say PYTHON=/path/to/python3'; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): say PYTHON=/path/to/a/newer/python3"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) not found: install Python 3.10.12 or newer, or say PYTHON=/path/to/python3'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10, 12))' || \
+		{ echo "Python 3.10.12 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): say PYTHON=/path/to/a/newer/python3"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo '$(PYTHON) comes without venv: on Debian and Ubuntu, `sudo apt install python3-venv` adds it'; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

@@ -1,6 +1,6 @@
 """Run notebooks under nbdev's own skip rules and store what their cells show.
 
-    python .ci/store_outputs.py nbs/02_viz.ipynb ...
+    python .ci/store_outputs.py nbs/library/viz.ipynb ...
 
 Skipped cells (`#| eval: false`, the flags of `tst_flags`, `nbdev_export` calls) keep the outputs they had.
 A failing cell, or a notebook edited meanwhile, leaves the file as it was and gives exit code 1.

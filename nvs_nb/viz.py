@@ -13,7 +13,7 @@ import imageio.v3 as iio
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
-from .core import NvsError, atomic_write
+from .core import NvsError, atomic_write, out_of_memory
 
 # %% ../nbs/library/viz.ipynb #363372cb
 COLORS = dict(blue='#0072B2', orange='#D55E00', green='#009E73', purple='#AA4499', sky='#56B4E9', yellow='#E69F00',
@@ -137,7 +137,9 @@ def save_bytes(path, encode, clip, *args):
     "Check, encode in memory, then write atomically; whatever fails names the file."
     check_clip(clip, path)
     try: data = encode(clip, *args)
-    except Exception as e: raise NvsError(f'{path}: the frames could not be encoded ({e})') from e
+    except Exception as e:
+        if out_of_memory(e): raise
+        raise NvsError(f'{path}: the frames could not be encoded ({e})') from e
     atomic_write(path, lambda tmp: Path(tmp).write_bytes(data))
 
 def save_strip(

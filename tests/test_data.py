@@ -538,3 +538,16 @@ def test_load_clips_follows_the_configuration(root, monkeypatch, tmp_path):
     assert many.frames.shape == (3, 10, 32, 32, 3) and (many.frames[0] == FILM[:10]).all()
     gan = load_clips(make_config('golf', model='vgan', size=32, frames=8), root)
     assert gan.frames.shape[1] == 8
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 5 bytes")])
+def test_no_memory_is_not_a_damaged_file(error, tmp_path):
+    "Wherever any error means damage, one about memory does not"
+    from nvs_nb.data.frames import decoding
+    from nvs_nb.viz import save_gif
+    def fail(*args, **kw): raise error
+    with pytest.raises(type(error)):
+        with decoding(tmp_path / 'x.mp4'): fail()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('nvs_nb.viz.gif_bytes', fail)
+        with pytest.raises(type(error)): save_gif(tmp_path / 'x.gif', np.zeros((2, 8, 8, 3), np.uint8))

@@ -224,3 +224,12 @@ def test_wrong_shapes_are_refused(chairs):
     with pytest.raises(NvsError, match='config asks for 64 px'): start(make(size=64), chairs)
     with pytest.raises(NvsError, match='two clips or more'):
         start(make_config('chairs', model='vgan', size=32, frames=8, width=16, batch=1), load_set('chairs', size=32, frames=8))
+
+
+def test_options_are_honoured_by_every_model():
+    "What can be said of a baseline is done: a compiled generator, channels last"
+    clips = load_set('chairs', size=32, frames=8)
+    t = start(make_config('chairs', model='vgan', size=32, frames=8, width=16, compile=True), clips)
+    assert t.model.G._compiled_call_impl is not None
+    t = start(make_config('chairs', model='tgan', size=32, frames=8, width=16), clips)
+    assert t.model.G.image.net[3].weight.is_contiguous(memory_format=torch.channels_last)

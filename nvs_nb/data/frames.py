@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
-from ..core import NvsError
+from ..core import NvsError, out_of_memory
 
 # %% ../../nbs/library/frames.ipynb #c9736e4b
 def to_rgb(im):
@@ -40,6 +40,7 @@ def decoding(path):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise NvsError(f'{path}: more than {Image.MAX_IMAGE_PIXELS} pixels in one image, refused') from None
     except Exception as e:  # damaged files make decoders raise anything from OSError to SyntaxError
+        if out_of_memory(e): raise
         reason = (getattr(e, 'strerror', None) or str(e) or type(e).__name__).split('\n')[0]
         if 'cannot identify' in reason or '`pyav`' in reason:
             reason = 'neither an image nor a video, or the beginning of one only'

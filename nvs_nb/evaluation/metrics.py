@@ -19,7 +19,7 @@ from skimage.filters import gaussian
 from skimage.metrics import structural_similarity
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import NvsError, atomic_write, make_rng, one_line, write_json
+from ..core import NvsError, atomic_write, make_rng, one_line, out_of_memory, write_json
 from ..data.clips import load_set
 from ..data.download import fetch
 
@@ -148,8 +148,9 @@ def read_vgg(path):
         data = Path(path).read_bytes()
         with np.load(io.BytesIO(data), allow_pickle=False) as z: have = {k: z[k] for k in want if k in z.files}
     except OSError as e: raise NvsError(f'{path}: VGG16 weights cannot be read ({e.strerror or e})') from None
-    except MemoryError: raise
-    except Exception: raise NvsError(f'{path}: not an .npz file of VGG16 weights') from None  # numpy raises many kinds
+    except Exception as e:
+        if out_of_memory(e): raise
+        raise NvsError(f'{path}: not an .npz file of VGG16 weights') from None  # numpy raises many kinds
     for k, v in want.items():
         if k not in have: raise NvsError(f'{path}: no array {k}; these are not the weights of VGG16 up to relu3_3')
         a, shape = have[k], tuple(v.shape)
@@ -217,8 +218,8 @@ def real_motion(clips, real, vgg, folder, looks=False):
     name = f'real-{clips.fingerprint()}-{real.shape[1]}-{vgg.source.get("sha256", "random")}'
     path = Path(folder)/f'{name}{"-looks"*looks}.pt'
     try: return torch.load(path, weights_only=True)
-    except MemoryError: raise
-    except Exception: pass  # missing or damaged: compute it
+    except Exception as e:  # missing or damaged: compute it
+        if out_of_memory(e): raise
     f = motion(real, vgg, looks=looks)
     atomic_write(path, lambda tmp: torch.save(f, tmp))
     return f

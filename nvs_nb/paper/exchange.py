@@ -148,7 +148,7 @@ def score_table(means):
     return Table(['', 'cells', 'PSNR (dB)', 'moving pixels (dB)', 'SSIM'], rows, 'Means over cells. Copies and mean '
                  'frame stand in for the unseen cells, which show nothing where they are worse than the copies.')
 
-# %% ../../nbs/3_paper/12_exchange.ipynb #5556d4c2
+# %% ../../nbs/3_paper/12_exchange.ipynb #8715acb2
 TITLE = 'Table 3 and Figure 6: exchanging actions'
 FILM = 28  # frames read of a real film, to slide along
 
@@ -175,7 +175,7 @@ def exchange_parts(d, name):
     if gone: told.append(f'No clip of {", ".join(gone)} is left, so there is no such code.')
     if 'paper' in name: told += [f'The data has no {a}.' for a in TABLE3 if a not in full.transient_names]
     parts = [' '.join(told), score_table(found['means']),
-        Picture(f'{name}.png', matrix_picture(shown, kinds, some), 'Middle frames; unseen: left out; new: no film is there'),
+        Picture(f'{name}.png', matrix_picture(shown, kinds, some), 'Middle frames; unseen: left out; new: no film'),
         Picture(f'{name}.gif', matrix_clip(shown['generated'], kinds)[::2] | 7, 'Every second frame of the same')]
     return parts, dict(dataset=c.data.dataset, config=c.hash(), trained=some.names, no_code=gone, **data, **found)
 

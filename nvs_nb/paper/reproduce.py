@@ -33,7 +33,7 @@ def all_jobs(plan):  # list of `Job`, each once
         if not any(known(key, m) for m in models): raise NvsError(f'--set {key}: not a setting of {", ".join(models)}')
     return [*found.values()]
 
-# %% ../../nbs/library/reproduce.ipynb #7eaebdf5
+# %% ../../nbs/library/reproduce.ipynb #66fab775
 def find_roots(root, sets, scale):  # dict: set -> its folder
     "The folders of `sets` below `root` ('': none; None: $NVS_DATA, but on the scale 'demo' none)."
     if root is None and scale != 'demo': root = os.environ.get('NVS_DATA')
@@ -51,7 +51,6 @@ def make_plan(
     seconds=None,  # of a main training; None: as the scale says
     changes=None,  # settings for all trainings
     only=(),       # names of parts; (): as the scale says
-    device='auto', # see `pick_device`
 ):  # `Plan`
     "The plan that options ask for. `NvsError` names the option that cannot be."
     sets = tuple(ARCHIVE) if which == 'all' else tuple(dict.fromkeys(which.split(',')))
@@ -59,9 +58,9 @@ def make_plan(
         for name in asked:
             if name not in all_of: raise NvsError(f'{option}{name}: choose of {", ".join(all_of)}')
     Plan(scale)  # a wrong scale is told before the folders are looked for
-    return Plan(scale, find_roots(root, sets, scale), sets, seconds or 0., changes or {}, tuple(only), device)
+    return Plan(scale, find_roots(root, sets, scale), sets, seconds or 0., changes or {}, tuple(only))
 
-# %% ../../nbs/library/reproduce.ipynb #49e77d8d
+# %% ../../nbs/library/reproduce.ipynb #929ec281
 def trainings(jobs, done):  # `Section`
     "Every training of the report: on what, with which settings, for how long, and what became of it."
     rows, data = [], {}
@@ -87,6 +86,7 @@ def reproduce(
     plan,             # `Plan`
     runs,             # folder of the trainings
     out,              # folder of the report
+    device='auto',    # see `pick_device`
     vgg=None,         # VGG16 weights (.npz); None: $NVS_VGG16, else random ones
     side_by_side=0,   # trainings at a time; 0: one for each core, on CUDA one
     progress=True,    # show a bar
@@ -94,9 +94,9 @@ def reproduce(
 ):  # dict: training that failed -> why
     "Train what is not trained yet, then write `report.md`, `report.html`, `results.json` and all pictures into `out`."
     vgg = str(vgg or os.environ.get('NVS_VGG16', ''))
-    plan = replace(plan, vgg=vgg, folder=str(Path(runs).resolve()))
+    plan = replace(plan, device=device, vgg=vgg, folder=str(Path(runs).resolve()))
     jobs, command = all_jobs(plan), command_of(plan)
-    why = {} if report_only else run_jobs(jobs, runs, plan.device, vgg, side_by_side, progress)
+    why = {} if report_only else run_jobs(jobs, runs, device, vgg, side_by_side, progress)
     def open_or_say(job):
         if why.get(job.name): return f'failed: {why[job.name]}'
         try: return open_job(job, runs)

@@ -7,19 +7,19 @@ __all__ = ['FORMAT', 'VERSION', 'ABOUT', 'PRETRAINED', 'describe_clips', 'save_c
            'shrink', 'Opened', 'find_run', 'open_run', 'same_clips', 'run_clips', 'share_done', 'read_metrics',
            'numbered', 'is_free', 'place_run', 'new_folder']
 
-# %% ../../nbs/library/checkpoint.ipynb #816a562d
+# %% ../../nbs/library/checkpoint.ipynb #e269ef9f
 import contextlib, itertools, json, re, shlex, shutil
 from pathlib import Path
 from typing import NamedTuple, Optional
 import torch
 from torch import nn
 from ..config import Config
-from ..core import NvsError, atomic_write
+from ..core import NvsError, atomic_write, out_of_memory
 from ..data.clips import EMBEDDED, load_clips
 from ..models.build import build_model
 from .sampler import steps_per_epoch
 
-# %% ../../nbs/library/checkpoint.ipynb #8057a35c
+# %% ../../nbs/library/checkpoint.ipynb #e5782711
 FORMAT, VERSION = 'nvs_nb checkpoint', 2
 ABOUT = dict(dataset=str, names=list, static_names=list, transient_names=list, fingerprint=str, root=str)
 
@@ -57,8 +57,8 @@ def load_checkpoint(
     except OSError as e: raise NvsError(f'{path}: cannot read ({e.strerror or e})') from None
     with file:
         try: state = torch.load(file, map_location='cpu', weights_only=True)
-        except MemoryError: raise
-        except Exception:  # of many kinds, even OSError for a file cut short
+        except Exception as e:  # of many kinds, even OSError for a file cut short
+            if out_of_memory(e): raise
             raise NvsError(f'{path}: not a checkpoint, or damaged (it may have been cut short)') from None
     if not isinstance(state, dict) or state.get('format') != FORMAT: raise NvsError(f'{path}: not a checkpoint of nvs_nb')
     if state.get('version') != VERSION:
