@@ -18,7 +18,7 @@ import typer
 from . import __version__
 from .core import NvsError, one_line
 
-# %% ../nbs/library/cli.ipynb #d09f8463
+# %% ../nbs/library/cli.ipynb #8a752ec9
 def say(text=''):
     "Print at once, also into a pipe."
     print(text, flush=True)
@@ -40,17 +40,17 @@ Again = Annotated[Optional[str], option('--root', 'DIR', 'Folder of the files, i
 Home = Annotated[Optional[str], option('--root', 'DIR', 'Folder of all datasets. Default: $NVS_DATA, else nvs-data.')]
 Device = Annotated[str, option('--device', 'NAME', 'auto, cpu or cuda.', True)]
 Vgg = Annotated[Optional[str], option('--vgg16', 'PATH', 'VGG16 weights (.npz) for the motion score; '
-    "'download' fetches them (528 MB). Default: $NVS_VGG16, else the score is left out, or of baselines computed with random ones.")]
+    "'download' fetches them (528 MB). Default: $NVS_VGG16, else no such score; for baselines, random weights.")]
 Preset = Annotated[str, option('--preset', 'NAME', 'paper, released or fast.', True)]
 Model = Annotated[str, option('--model', 'NAME', 'nvs, or a baseline of Table 1: vgan, tgan, mocogan, videovae.', True)]
 Change = Annotated[list[str], option('--set', 'KEY=VALUE',
     'Change a setting, such as model.width=256; may be repeated. Settings are the fields of nvs_nb.config.')]
-Seconds = Annotated[Optional[float], option('--seconds', 'S', 'Train for so long; the clock then decides on the steps.', min=.1)]
+Seconds = Annotated[Optional[float], option('--seconds', 'S', 'Train for so long; the clock sets the steps.', min=.1)]
 
 def application(help, **kw):
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=help, **kw)
 
-app = application('Non-adversarial video synthesis with learned priors: learn a dictionary of clips, and generate them.',
+app = application('Non-adversarial video synthesis with learned priors: learn a dictionary of clips and generate them.',
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=100),
     epilog='Exit codes: 0 done; 2 something to mend, named in one line; 130 and 143 stopped by Ctrl-C and SIGTERM.')
 data_app = application('The clips: which of them are here, and how to get the others.')
@@ -68,7 +68,7 @@ def nvs(
 def data(ctx: typer.Context):
     if ctx.invoked_subcommand is None: say(ctx.get_help())
 
-# %% ../nbs/library/cli.ipynb #65f453f0
+# %% ../nbs/library/cli.ipynb #c6e11a35
 def settings(dataset, root, preset, model, changes, epochs=None, seconds=None):  # `Config`
     "The configuration that options ask for. `NvsError` names the option that cannot be, or that contradicts another."
     from nvs_nb.config import make_config, parse_changes, place
@@ -76,9 +76,11 @@ def settings(dataset, root, preset, model, changes, epochs=None, seconds=None): 
     changes, told = parse_changes(changes), {}
     for key, text in changes.items():
         if key in ('dataset', 'data.dataset', 'preset', 'model', 'model.name', 'name'):
-            raise NvsError(f'--set {key}={text}: this is said by ' + dict(preset='--preset', dataset='DATASET').get(key.split('.')[-1], '--model'))
+            instead = dict(preset='--preset', dataset='DATASET').get(key.split('.')[-1], '--model')
+            raise NvsError(f'--set {key}={text}: this is said by {instead}')
         told[place(key, 'released' if preset == 'released' else model)[1]] = text
-    if epochs and (seconds or 'seconds' in told) or seconds and 'epochs' in told: raise NvsError('--epochs and --seconds: give one, not both')
+    if epochs and (seconds or 'seconds' in told) or seconds and 'epochs' in told:
+        raise NvsError('--epochs and --seconds: give one, not both')
     for key, value in (('epochs', epochs), ('seconds', seconds)):
         if value is None: continue
         if key in told: raise NvsError(f'--{key} and --set {key}: give one of them')
@@ -89,7 +91,7 @@ def safe_names(
     names,     # any texts
     taken=(),  # names that are in use already
 ):  # as many file names without suffix, all different
-    "Names fit for files: letters, digits, dot, dash, underscore; about 80 characters; different even if case is ignored."
+    "Names fit for files: letters, digits, dot, dash, underscore; about 80 characters; different even ignoring case."
     out, seen = [], {t.lower() for t in taken}
     for name in names:
         stem = safe = re.sub(r'[^\w.-]+', '_', name).strip('._-')[:80] or 'clip'
@@ -112,7 +114,7 @@ def pick_clips(
         raise NvsError(f'--clip {name}: no such clip in {run}; {ask}: {", ".join(near)}')
     return [names.index(n) for n in wanted] if wanted else list(range(len(names)))
 
-# %% ../nbs/library/cli.ipynb #c7053fee
+# %% ../nbs/library/cli.ipynb #35f6547b
 def announce(t):
     "What a trainer is about to do: clips, codes, parameters, shapes, device, precision, threads."
     import torch
@@ -120,13 +122,16 @@ def announce(t):
     if runtime.rank(): return
     c, k, Z, n = t.c, t.clips, getattr(t.model, 'Z', None), runtime.world()
     millions = lambda m: f'{sum(p.numel() for p in m.parameters())/1e6:.2f} M'
-    say(f'clips       {len(k)} of {k.L} frames, {k.size}x{k.size} px ({k.dataset}); {k.S} static codes and {k.T} transient paths')
+    say(f'clips       {len(k)} of {k.L} frames, {k.size}x{k.size} px ({k.dataset}); '
+        f'{k.S} static codes and {k.T} transient paths')
     if k.skipped: say(f'left out    {len(k.skipped)}: ' + '; '.join(k.skipped[:3] + ['...'][:len(k.skipped) > 3]))
-    say(f'parameters  {millions(t.model)}: ' + ', '.join(f'{name} {millions(m)}' for name, m in t.model.named_children()))
-    codes = f'z_s {tuple(Z.static.shape)}, z_t {tuple(Z.paths.shape)}' if Z else f'codes {c.model.d_s}, drawn anew in each step'
+    say(f'parameters  {millions(t.model)}: ' + ', '.join(f'{x} {millions(m)}' for x, m in t.model.named_children()))
+    codes = (f'z_s {tuple(Z.static.shape)}, z_t {tuple(Z.paths.shape)}' if Z else
+             f'codes {c.model.d_s}, drawn anew in each step')
     say(f'shapes      {codes}, frames {tuple(k.frames.shape)}')
-    say(f'computing   {c.model.name}, preset {c.preset}, on {t.device}, {c.precision}, {c.runtime.memory_format}, {torch.get_num_threads()} threads; '
-        + f'{n} processes; ' * (n > 1) + 'CUDA graphs; ' * (t.compute != t.on_device) + 'compiled; ' * c.runtime.compile
+    say(f'computing   {c.model.name}, preset {c.preset}, on {t.device}, {c.precision}, {c.runtime.memory_format}, '
+        f'{torch.get_num_threads()} threads; ' + f'{n} processes; ' * (n > 1)
+        + 'CUDA graphs; ' * (t.compute != t.on_device) + 'compiled; ' * c.runtime.compile
         + 'frames from a file; ' * (not t.sampler.on_device)
         + (f'{c.budget.seconds:g} s' if c.budget.seconds else f'{c.budget.epochs} epochs, {t.steps} steps'))
     say(f'run         {t.run}')
@@ -156,7 +161,7 @@ def conclude(t, vgg, why):
 def train(
     dataset: Dataset,
     root: Root = None,
-    name: Annotated[Optional[str], option('--name', 'NAME', 'Its name; default DATASET-PRESET, numbered if taken.')] = None,
+    name: Annotated[Optional[str], option('--name', 'NAME', 'Default: DATASET-PRESET, numbered if taken.')] = None,
     preset: Preset = 'fast',
     model: Model = 'nvs',
     epochs: Annotated[Optional[int], option('--epochs', 'N', 'Train for so many passes over the clips.', min=1)] = None,
@@ -216,7 +221,9 @@ def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = N
     say(f'\nreport      {r.home/"report.html"}')
 
 @app.command()
-def tune(dataset: Dataset, root: Root = None, preset: Preset = 'fast', model: Model = 'nvs', device: Device = 'auto', changes: Change = [],
+def tune(
+    dataset: Dataset, root: Root = None, preset: Preset = 'fast', model: Model = 'nvs', device: Device = 'auto',
+    changes: Change = [],
     seconds: Annotated[float, option('--seconds', 'S', 'Measure each combination for so long.', True, min=.1)] = 3.,
 ):
     "Measure precision, memory format and threads on this machine, and print the line to use. Nothing is kept."
@@ -229,7 +236,7 @@ def tune(dataset: Dataset, root: Root = None, preset: Preset = 'fast', model: Mo
     say(text_table([(told, f'{speed:.0f} clips/s', f'{ratio:.2f}') for told, speed, ratio in rows]))
     say(f'\nnext        nvs train {shlex.quote(dataset)} {line}')
 
-# %% ../nbs/library/cli.ipynb #9f7c4106
+# %% ../nbs/library/cli.ipynb #ba03d0b5
 @app.command()
 def generate(
     run: Run,
@@ -238,8 +245,8 @@ def generate(
     format: Annotated[list[Format], option('--format', 'gif|mp4|strip', 'May be repeated. Default: all three.')] = [],
     fps: Annotated[int, option('--fps', 'N', 'Frames per second.', True, min=1, max=60)] = 12,
     scale: Annotated[int, option('--scale', 'N', 'Enlarge by a whole factor.', True, min=1, max=16)] = 1,
-    new: Annotated[Optional[int], option('--new', 'N', 'New clips instead: of codes exchanged between clips; of drawn codes '
-        'for a baseline, which makes 16 if you do not say.', min=1, max=10000)] = None,
+    new: Annotated[Optional[int], option('--new', 'N', 'New clips instead: of codes exchanged between clips; '
+        'of drawn codes for a baseline, which makes 16 if you do not say.', min=1, max=10000)] = None,
     root: Again = None,
     device: Device = 'auto',
 ):
@@ -255,9 +262,9 @@ def generate(
     if new or baseline:
         if clip: raise NvsError(f'--clip {clip[0]}: new clips have no names; leave it out' + ', or --new' * bool(new))
         real = run_clips(r, root).frames if getattr(r.model, 'FIRST', False) else None
-        clips = samples.draw_samples(r.model, r.config, r.about, samples.kinds_of(r.config, r.about)[-1], real, new or 16)
-        names = [f'new_{i + 1:04d}' for i in range(len(clips))]
-        idx = range(len(clips))
+        kind = samples.kinds_of(r.config, r.about)[-1]
+        clips = samples.draw_samples(r.model, r.config, r.about, kind, real, new or 16)
+        names, idx = [f'new_{i + 1:04d}' for i in range(len(clips))], range(len(clips))
     else:
         names, idx = r.about['names'], pick_clips(clip, r.about['names'], r.path)
         clips = nvs.generate(r.model, *([r.about[ids][i] for i in idx] for ids in ('static_id', 'transient_id')))
@@ -283,13 +290,16 @@ def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg =
     on = pick_device(device)
     vgg, why = find_vgg(vgg16, False, on)
     r = open_run(run, on)
-    scores, _ = report.finish(r.home, r.model, r.config, run_clips(r, root), root or r.about['root'], vgg, why, progress=True)
+    clips, kw = run_clips(r, root), dict(vgg=vgg, why=why, progress=True)
+    if r.home: scores, _ = report.finish(r.home, r.model, r.config, clips, root or r.about['root'], **kw)
+    else: scores, *_ = report.score_all(r.model, r.config, clips, **kw)  # what is not ours is not written to
     say(report.text_table(report.score_rows(scores)))
     if r.home: say(f'\nreport      {r.home/"report.html"}')
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar='RUN RUN ...', show_default=False, help='Runs on the same clips, of any models.')],
+    names: Annotated[list[str], typer.Argument(metavar='RUN RUN ...', show_default=False,
+        help='Runs on the same clips, of any models.')],
     out: Annotated[str, option('--out', 'DIR', 'Of the page; numbered if taken.', True)] = 'runs/compared',
     samples: Annotated[int, option('--samples', 'N', 'New clips of each run to score.', True, min=2, max=10000)] = 200,
     root: Again = None,
@@ -306,7 +316,7 @@ def compare(
     vgg, path = find_vgg(vgg16, False, on)[0], next(filter(is_free, numbered(Path(out))))
     with new_folder(path): rows = compare(names, path, root, vgg, on, n=samples)
     say(as_text(score_table(rows)))
-    if not vgg: say('\nfeatures of a VGG16 with random weights: compare within this table only; --vgg16 names trained ones')
+    if not vgg: say('\nfeatures of a VGG16 with random weights: compare in this table only; --vgg16 names trained ones')
     say(f'\nreport      {path/"report.html"}')
 
 @app.command()
@@ -321,12 +331,14 @@ def info(run: Run):
     say(f'run         {r.path}: {about["dataset"]}, model {c.model.name}, preset {c.preset}, configuration {c.hash()}')
     say(f'clips       {len(about["names"])} of {c.data.frames} frames, {c.data.size}x{c.data.size} px, '
         f'from {about["root"] or "the package"}: ' + ', '.join(about['names'][:4] + ['...'][:len(about['names']) > 4]))
-    if c.model.name in LATENT: say(f'codes       {len(about["static_names"])} static, {len(about["transient_names"])} transient paths')
+    if c.model.name in LATENT:
+        say(f'codes       {len(about["static_names"])} static, {len(about["transient_names"])} transient paths')
     changed = ', '.join(f'{k}={setting(v)}' for k, (_, v) in differences(c).items())
     say(f'settings    {changed or "as the preset says"}; computed in {c.precision}')
     if lines:
-        last = '; last PSNR {psnr:.2f} dB' * ('psnr' in lines[-1])
-        say(('trained     {step} steps, {epoch:.1f} epochs, {clips} clips shown, {seconds:.0f} s' + last).format(**{'clips': '?', **lines[-1]}))
+        line = ('trained     {step} steps, {epoch:.1f} epochs, {clips} clips shown, {seconds:.0f} s'
+                + '; last PSNR {psnr:.2f} dB' * ('psnr' in lines[-1]))
+        say(line.format(**{'clips': '?', **lines[-1]}))
     say('state       ' + ('weights only' if done is None else 'finished' if done == 1 else
         f'{done:.0%} done; go on with: {resume_line(r.path)}'))
     say(f'parameters  {sum(p.numel() for p in r.model.parameters())/1e6:.2f} M')
@@ -334,7 +346,7 @@ def info(run: Run):
     say(f'files       {len(files)}, {sum(f.stat().st_size for f in files)/1e6:.1f} MB')
     if scores: say('\n' + text_table(score_rows(scores)))
 
-# %% ../nbs/library/cli.ipynb #a999736e
+# %% ../nbs/library/cli.ipynb #800490fa
 DEMO = dict(epochs=1000)  # what `nvs demo` changes in the preset fast
 
 def demo_place(
@@ -345,7 +357,7 @@ def demo_place(
     from nvs_nb.training.checkpoint import is_free, numbered, open_run, share_done
     if out.exists() and not out.is_dir(): raise NvsError(f'--out {out}: a file, not a folder')
     for path in numbered(out if out.name else out.resolve()):
-        if is_free(path): return path, False, '' if path == out else f'{out} is taken and stays; this demo goes to {path}'
+        if is_free(path): return path, False, '' if path == out else f'{out} is taken; this demo goes to {path}'
         with contextlib.suppress(NvsError):  # what cannot be opened is not ours
             r = open_run(path)
             if r.config.hash() == config.hash() and not (share_done(r) == 1 and (path/'report.html').exists()):
@@ -366,7 +378,8 @@ def demo(
     from nvs_nb.training.checkpoint import new_folder
     from nvs_nb.training.trainer import Trainer
     on = pick_device(device)
-    config = runtime.settle(make_config('chairs', 'fast', **{**DEMO, **({} if seconds is None else dict(seconds=seconds))}), on)
+    config = make_config('chairs', 'fast', **(DEMO | dict(seconds=seconds) if seconds else DEMO))
+    config = runtime.settle(config, on)
     clips, (path, again, line) = load_clips(config), demo_place(Path(out), config)
     if line: say(line)
     with contextlib.nullcontext() if again else new_folder(path):
@@ -375,24 +388,26 @@ def demo(
         learn(t)
     scores, pictures = conclude(t, *find_vgg(None, False, on))
     say()
-    files = {'report.html': 'the page to read first', **pictures, 'scores.json': 'every score, with how it was computed'}
+    files = {'report.html': 'the page to read first', **pictures, 'scores.json': 'every score, and how it was computed'}
     for name, what in files.items(): say(f'{path/name}: {what}')
     say(f'each chair by itself: nvs generate {shlex.quote(str(path))}')
     say(f'\nmean PSNR {scores["psnr_mean"]:.2f} dB, worst clip {scores["psnr_worst"]:.2f} dB')
 
 @app.command()
 def reproduce(
-    datasets: Annotated[str, typer.Argument(metavar='[DATASETS]', help='chairs, weizmann, golf, several of them with commas, or all.')] = 'all',
+    datasets: Annotated[str, typer.Argument(metavar='[DATASETS]',
+        help='chairs, weizmann, golf, several of them with commas, or all.')] = 'all',
     scale: Annotated[str, option('--scale', 'NAME', 'demo: minutes; short: --seconds for each main training; '
         'paper: the supplement to the letter.', True)] = 'demo',
-    root: Annotated[Optional[str], option('--root', 'DIR', 'Folder with the folders chairs, weizmann and golf. Default: embedded '
-        'datasets for demo, else $NVS_DATA.')] = None,
-    seconds: Annotated[Optional[float], option('--seconds', 'S', 'Of a main training; others take a share of it.', min=.1)] = None,
-    out: Annotated[Optional[str], option('--out', 'DIR', 'Of the report. Default: the folder report in --runs.')] = None,
+    root: Annotated[Optional[str], option('--root', 'DIR', 'Folder with the folders chairs, weizmann and golf. '
+        'Default: embedded datasets for demo, else $NVS_DATA.')] = None,
+    seconds: Annotated[Optional[float], option('--seconds', 'S', 'Of main trainings; others get less.', min=.1)] = None,
+    out: Annotated[Optional[str], option('--out', 'DIR', 'Of the report. Default: report in --runs.')] = None,
     runs: Annotated[Optional[str], option('--runs', 'DIR', 'Of the trainings. Default: runs/reproduce-SCALE.')] = None,
-    side_by_side: Annotated[int, option('--side-by-side', 'N', 'Trainings at a time. Default: one for each core; on CUDA one.', min=0)] = 0,
-    only: Annotated[list[str], option('--only', 'NAME', 'Only this part: results, baselines, ablations, exchange, interpolation; '
-        'may be repeated. Default: all; on the scale demo without baselines.')] = [],
+    side_by_side: Annotated[int, option('--side-by-side', 'N',
+        'Trainings at a time. Default: one for each core; on CUDA one.', min=0)] = 0,
+    only: Annotated[list[str], option('--only', 'NAME', 'Only this part: results, baselines, ablations, exchange, '
+        'interpolation; may be repeated. Default: all; on the scale demo without baselines.')] = [],
     report_only: Annotated[bool, typer.Option('--report-only', help='Train nothing; tell what is finished.')] = False,
     device: Device = 'auto',
     changes: Change = [],
@@ -401,13 +416,14 @@ def reproduce(
     "Rebuild every table and figure of the paper; interrupted, the same command goes on."
     from nvs_nb.config import parse_changes
     from nvs_nb.paper.reproduce import make_plan, reproduce
-    plan, runs = make_plan(datasets, scale, root, seconds, parse_changes(changes), only), Path(runs or f'runs/reproduce-{scale}')
+    plan = make_plan(datasets, scale, root, seconds, parse_changes(changes), only)
+    runs = Path(runs or f'runs/reproduce-{scale}')
     out = Path(out) if out else runs/('report' if datasets == 'all' else f'report-{datasets.replace(",", "-")}')
     failed = reproduce(plan, runs, out, device, vgg16, side_by_side, report_only=report_only)
     for name, why in failed.items(): say(f'failed      {name}: {why}')
     say(f'report      {out/"report.html"}, {out/"report.md"}\ntrainings   {runs}')
 
-# %% ../nbs/library/cli.ipynb #9b07fb03
+# %% ../nbs/library/cli.ipynb #d62bc7c6
 def count(n, what): return f'{n:,} {what}' + 's'*(n != 1)
 
 def matrix(
@@ -433,15 +449,15 @@ def contents(
     from nvs_nb.data.readers import find_sources
     if root is None:
         c, files = load_set(name, size=32, frames=1), [*(EMBEDDED/name).glob('*.png')]
-        good, S, T, bad, note = len(c), c.S, c.T, [], 'embedded' if files else 'embedded, drawn at any size'
+        n, S, T, bad, note = len(c), c.S, c.T, [], 'embedded' if files else 'embedded, drawn at any size'
     else:
         sources = find_sources(name, root)
         usable = [s for s in sources if not s.why_not]
         files, bad = [f for s in sources for f in s.files], [f'{s.name} ({s.why_not})' for s in sources if s.why_not]
-        good, note = len(usable), str(root)
+        n, note = len(usable), str(root)
         S, T = len({s.static for s in usable}), len({s.transient for s in usable})
-    lines = [(name, note), ('  clips', f'{count(good, "clip")}, {count(S, "static code")}, {count(T, "transient path")}')]
-    if files: lines.append(('  files', f'{count(len(files), "file")}, {sum(f.stat().st_size for f in files)/1e6:,.1f} MB'))
+    lines = [(name, note), ('  clips', f'{count(n, "clip")}, {count(S, "static code")}, {count(T, "transient path")}')]
+    if files: lines += [('  files', f'{count(len(files), "file")}, {sum(f.stat().st_size for f in files)/1e6:,.1f} MB')]
     if root is not None and usable:
         first = usable[0].read(name=usable[0].name, window=Window(1))[0]
         lines.append(('  frames', f'{first.width}x{first.height} pixels in {usable[0].name}'))

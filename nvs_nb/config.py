@@ -150,7 +150,7 @@ class VideoVAEConfig(Fixed, Section):
 AnyModel = Union[NVSConfig, ReleasedConfig, VGANConfig, TGANConfig, MoCoGANConfig, VideoVAEConfig]
 MODELS = {m.model_fields['name'].default: m for m in get_args(AnyModel)}
 
-# %% ../nbs/library/config.ipynb #c0d11127
+# %% ../nbs/library/config.ipynb #8b391ee7
 class Config(Section):
     "All that decides what a run computes. Immutable; `replace` gives a changed copy. Every value is checked."
     preset: str = 'fast'          # where it started from: 'paper', 'released' or 'fast'
@@ -165,7 +165,8 @@ class Config(Section):
     @model_validator(mode='after')
     def agree(self):
         d, m = self.data, self.model
-        if 0 < d.read_frames < d.frames: raise ValueError(f'data.read_frames={d.read_frames} is less than frames={d.frames}')
+        if 0 < d.read_frames < d.frames:
+            raise ValueError(f'data.read_frames={d.read_frames} is less than frames={d.frames}')
         if hasattr(m, 'levels') and d.size >> m.levels < 2:
             raise ValueError(f'model.levels={m.levels} is too many for size={d.size}')
         if isinstance(m, GANFields) and d.frames != d.size // 4:
@@ -197,7 +198,7 @@ class Config(Section):
         told = {k: v for k, v in self.to_dict().items() if k not in ('preset', 'runtime')}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
-# %% ../nbs/library/config.ipynb #f4cadce9
+# %% ../nbs/library/config.ipynb #62821ec6
 def sections(model='nvs'):  # dict: section, '' for the top -> its fields
     "The fields that a configuration with this model has."
     parts = dict(data=DataConfig, model=MODELS[model], optim=OptimConfig, budget=BudgetConfig, runtime=RuntimeConfig)
@@ -205,14 +206,14 @@ def sections(model='nvs'):  # dict: section, '' for the top -> its fields
     return {'': top, **{k: p.model_fields for k, p in parts.items()}}
 
 def place(key, model='nvs'):  # (section, field)
-    "Where a setting lives, from its dotted name or its name alone. An unknown one is an `NvsError` with the nearest name."
+    "Where a setting lives, from its dotted name or its name alone. An unknown one: `NvsError` with the nearest name."
     known = sections(model)
     section, _, name = key.rpartition('.')
     for s in [section] if section else known:
         if name in known.get(s, ()): return s, name
     others = [m for m in MODELS if section in ('', 'model') and name in MODELS[m].model_fields]
     if others: raise NvsError(f'config: {key}: the model {model} has no such setting ({", ".join(others)}: yes)')
-    names = [n for fields in known.values() for n in fields] + [f'{s}.{n}' for s, fields in known.items() for n in fields if s]
+    names = sum(map(list, known.values()), []) + [f'{s}.{n}' for s, fields in known.items() for n in fields if s]
     near = difflib.get_close_matches(key, names, 1)
     raise NvsError(f'config: unknown setting {key!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
 
@@ -255,7 +256,7 @@ def parse_changes(
         out[key.strip()] = text
     return out
 
-# %% ../nbs/library/config.ipynb #1eb7499a
+# %% ../nbs/library/config.ipynb #26ec1e91
 DATASETS = dict(  # supplement, Table 2: what belongs to the data
     chairs=dict(d_s=206, d_t=50, lambda_s=.01, lambda_t=.01, levels=4),
     weizmann=dict(d_s=56, d_t=200, lambda_s=.01, lambda_t=.1, levels=3),
@@ -292,11 +293,11 @@ def make_config(
 ):  # `Config`
     "The configuration of a dataset: defaults, then the dataset's row, then the preset, then `changes`."
     similar = SIMILAR.get(dataset, dataset)
-    for name, value, known in (('dataset', similar, DATASETS), ('preset', preset, PRESETS), ('model', model, MODELS)):
-        if value not in known:
-            raise NvsError(f'unknown {name} {value!r}: use one of {", ".join([*known, *(SIMILAR if name == "dataset" else ())])}')
+    for name, value, known in (
+        ('dataset', dataset, [*DATASETS, *SIMILAR]), ('preset', preset, PRESETS), ('model', model, MODELS)):
+        if value not in known: raise NvsError(f'unknown {name} {value!r}: use one of {", ".join(known)}')
     if (preset == 'released') != (model == 'released'):
-        if model not in ('nvs', 'released'): raise NvsError(f'model {model}: the preset released is a procedure for our model')
+        if model not in ('nvs', 'released'): raise NvsError(f'model {model}: the preset released is for our model')
         preset = model = 'released'
     clips = PAPER_CLIPS.get(dataset, {}) if preset == 'paper' else {}
     if model in BASELINES:

@@ -1,4 +1,4 @@
-"""The other models of Table 1 behind the same trainer and the same command: trained, stopped, resumed, scored, compared,
+"""The other models of Table 1 behind the same trainer and command: trained, stopped, resumed, scored, compared,
 and refused in one line."""
 import json
 import re
@@ -56,11 +56,13 @@ def test_train_stop_resume_generate_score(model, chairs, tmp_path):
     Trainer(c, chairs, tmp_path/'run', 'cpu', progress=False).fit(until=3)
     again = Trainer.resume(tmp_path/'run', chairs, device='cpu', progress=False).fit()
     assert again.step == straight.step == 8 and again.clips_seen == straight.clips_seen == 2 * CLIPS  # not 8 steps x 5
-    for (k, a), b in zip(straight.model.state_dict().items(), again.model.state_dict().values()): assert torch.equal(a, b), k
+    for (k, a), b in zip(straight.model.state_dict().items(), again.model.state_dict().values()):
+        assert torch.equal(a, b), k
     clips = new_clips(again.model, 3, chairs.frames)
     assert clips.shape == (3, 8, 32, 32, 3) and clips.dtype == np.uint8 and clips.std() > 0
     r = open_run(tmp_path/'run')
-    assert np.array_equal(clips, new_clips(r.model, 3, chairs.frames)) and not np.array_equal(clips, new_clips(r.model, 3, chairs.frames, seed=1))
+    assert np.array_equal(clips, new_clips(r.model, 3, chairs.frames))
+    assert not np.array_equal(clips, new_clips(r.model, 3, chairs.frames, seed=1))
     scores, made = report.finish(r.home, r.model, r.config, chairs)
     assert sum(scores['hits']) == scores['samples'] == FEW and 0 < scores['coverage'] <= 1
     assert (scores['step'], scores['clips_seen']) == (8, 2 * CLIPS) and scores['device'].startswith('CPU')
@@ -71,36 +73,45 @@ def test_train_stop_resume_generate_score(model, chairs, tmp_path):
 
 
 def test_other_seed_other_run(chairs):
-    a, b = (Trainer(config('tgan', epochs=1, seed=s), chairs, device='cpu', progress=False).fit().model.state_dict() for s in (0, 1))
+    a, b = (Trainer(config('tgan', epochs=1, seed=s), chairs, device='cpu', progress=False).fit().model.state_dict()
+            for s in (0, 1))
     assert not torch.equal(*(next(v for v in x.values() if v.ndim > 1) for x in (a, b)))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(chairs, tmp_path):
-    t = Trainer(config('vgan', epochs=50, lr_g=0.), chairs, tmp_path/'run', 'cpu', progress=False, log_every=1).fit(until=2)
+    t = Trainer(config('vgan', epochs=50, lr_g=0.), chairs, tmp_path/'run', 'cpu', progress=False, log_every=1)
+    t.fit(until=2)
     with torch.no_grad(): next(t.model.G.parameters()).fill_(torch.nan)
     with pytest.raises(NvsError, match='not finite; last good checkpoint.*step 2'): t.fit()
     assert load_run(tmp_path/'run')[3]['trainer']['step'] == 2
 
 
 def test_too_few_clips(chairs):
-    with pytest.raises(NvsError, match='tgan needs two clips'): Trainer(config('tgan', batch=1), chairs, device='cpu', progress=False)
+    with pytest.raises(NvsError, match='tgan needs two clips'):
+        Trainer(config('tgan', batch=1), chairs, device='cpu', progress=False)
 
 
 def test_compare(chairs):
     "Ours and a baseline on one page; their codes may differ, their clips may not"
-    for name, model, more in (('ours', 'nvs', {}), ('vgan', 'vgan', {}), ('vgan2', 'vgan', dict(seed=1)), ('some', 'vgan', dict(keep='*1*')),
-                              ('short', 'nvs', dict(frames=4))):
+    for name, model, more in (('ours', 'nvs', {}), ('vgan', 'vgan', {}), ('vgan2', 'vgan', dict(seed=1)),
+                              ('some', 'vgan', dict(keep='*1*')), ('short', 'nvs', dict(frames=4))):
         c = config(model, epochs=1, **more)
         Trainer(c, load_clips(c), f'runs/{name}', 'cpu', progress=False).fit()
     rows = baselines.compare(['ours', 'vgan', 'vgan2'], 'page', progress=False)
-    labels = ['ours, codes of the dictionary', 'ours, codes exchanged between clips', 'VGAN (runs/vgan)', 'VGAN (runs/vgan2)']
+    labels = ['ours, codes of the dictionary', 'ours, codes exchanged between clips',
+              'VGAN (runs/vgan)', 'VGAN (runs/vgan2)']
     assert [e.label for e in rows] == labels and {e.cost['clips_seen'] for e in rows} == {CLIPS}
     text, table = Path('page/report.md').read_text(), baselines.score_table(rows)
-    assert [r[0] for r in table.rows] == ['real clips (bound)', 'frozen video (control)', *labels] and 'VGAN (runs/vgan2)' in as_text(table)
-    assert all(label in text for label in labels) and 'random weights' in text and {p.name for p in Path('page').iterdir()} == {
+    assert [r[0] for r in table.rows] == ['real clips (bound)', 'frozen video (control)', *labels]
+    assert 'VGAN (runs/vgan2)' in as_text(table)
+    assert all(label in text for label in labels) and 'random weights' in text
+    assert {p.name for p in Path('page').iterdir()} == {
         'report.md', 'report.html', 'results.json', 'strips.png', 'clips.gif', 'losses.png'}
-    for names, told in ((['vgan', 'some'], 'runs/some: trained on other clips'), (['vgan', 'runs/vgan'], 'runs/vgan: given twice'),
-                        (['vgan', 'nowhere'], 'nowhere: no such run'), (['vgan', 'short'], 'runs/short: clips of 4 frames and 32 pixels, runs/vgan has 8 and 32')):
+    for names, told in (
+            (['vgan', 'some'], 'runs/some: trained on other clips'),
+            (['vgan', 'runs/vgan'], 'runs/vgan: given twice'),
+            (['vgan', 'nowhere'], 'nowhere: no such run'),
+            (['vgan', 'short'], 'runs/short: clips of 4 frames and 32 pixels, runs/vgan has 8 and 32')):
         with pytest.raises(NvsError, match=re.escape(told)): baselines.compare(names, 'other', progress=False)
     assert not Path('other').exists()
 
@@ -112,15 +123,18 @@ def test_checkpoint_is_not_trusted(chairs):
     def spoilt(**parts):
         torch.save({**good, **parts}, path)
         return path.parent
-    for section, change, word in (('model', dict(name='os'), 'model'), ('model', dict(width=32), 'do not fit'), ('data', dict(frames=4), 'frames')):
+    for section, change, word in (('model', dict(name='os'), 'model'), ('model', dict(width=32), 'do not fit'),
+                                  ('data', dict(frames=4), 'frames')):
         changed = {**good['config'], section: {**good['config'][section], **change}}
         with pytest.raises(NvsError, match=word): load_run(spoilt(config=changed))
     name, w = next(iter(good['model'].items()))
     with pytest.raises(NvsError, match='non-finite'): load_run(spoilt(model={**good['model'], name: w * torch.nan}))
     g, d = (good['trainer']['opt'][k] for k in 'GD')
-    for change in (dict(opt=dict(G=dict(g, state=d['state']), D=d)), dict(opt=dict(D=d)), dict(step=-5), dict(seconds='x')):
+    for change in (dict(opt=dict(G=dict(g, state=d['state']), D=d)), dict(opt=dict(D=d)),
+                   dict(step=-5), dict(seconds='x')):
         run = spoilt(trainer={**good['trainer'], **change})
-        with pytest.raises(NvsError, match='state of the training'): Trainer.resume(run, chairs, device='cpu', progress=False)
+        with pytest.raises(NvsError, match='state of the training'):
+            Trainer.resume(run, chairs, device='cpu', progress=False)
 
 
 def test_kept_scores_are_not_trusted(chairs):
@@ -146,9 +160,11 @@ def test_section_of_the_report(monkeypatch):
     plan = Plan('demo', sets=('chairs',), seconds=3., changes=small, only=('baselines',))
     assert reproduce.reproduce(plan, 'runs', 'page', 'cpu', progress=False) == {}
     section = json.loads(Path('page/results.json').read_text())['sections']['Baselines: Chair-CAD']
-    assert [*section['time']] == [*section['early']] == ['ours, codes of the dictionary', 'ours, codes exchanged between clips', 'VGAN']
+    labels = ['ours, codes of the dictionary', 'ours, codes exchanged between clips', 'VGAN']
+    assert [*section['time']] == [*section['early']] == labels
     assert 60 <= section['early']['VGAN']['clips_seen'] <= section['time']['VGAN']['clips_seen']
-    assert {'seconds', 'discriminator', 'mask'} <= {*section['losses']['vgan']} and Path('page/strips-chairs-vgan.png').exists()
+    assert {'seconds', 'discriminator', 'mask'} <= {*section['losses']['vgan']}
+    assert Path('page/strips-chairs-vgan.png').exists()
     text = Path('page/report.md').read_text()
     assert re.search(r'same time for each model, on CPU \(1 thread\)', text) and 'processor core' not in text
     stamps = lambda: {p: p.stat().st_mtime_ns for p in Path('runs').rglob('*') if p.is_file()}
@@ -206,7 +222,8 @@ def test_files_beside_a_run_are_not_trusted():
     done('train', 'chairs', '--name', 'a', '--epochs', 1, *options('vgan'))
     run = Path('runs/a')
     (run/'metrics.jsonl').write_text('{"step": 6, "seconds": "x", "epoch": 1, "discriminator": "a"}\n')
-    for command, more in (('info', []), ('evaluate', ['--device', 'cpu']), ('compare', ['--out', 'other', '--device', 'cpu'])):
+    for command, more in (('info', []), ('evaluate', ['--device', 'cpu']),
+                          ('compare', ['--out', 'other', '--device', 'cpu'])):
         refused(command, 'a', *more, names=['metrics.jsonl'])
     (run/'metrics.jsonl').unlink()
     (run/'scores.json').write_text(json.dumps({**json.loads((run/'scores.json').read_text()), 'fidelity': 'x'}))

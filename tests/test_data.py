@@ -63,7 +63,8 @@ def renders(path, count=12, elevations=(20, 30), first=0):
     for p in elevations:
         for k in range(count):
             number = first + k + count * (p != elevations[0])
-            save(path / f'renders/image_{number:03d}_p{p:03d}_t{11 * k:03d}_r096.png', np.full((48, 48, 3), 5 * k + p, np.uint8))
+            name = f'image_{number:03d}_p{p:03d}_t{11 * k:03d}_r096.png'
+            save(path / 'renders' / name, np.full((48, 48, 3), 5 * k + p, np.uint8))
     return path
 
 
@@ -160,7 +161,8 @@ BAD = {
     'folder: link to itself': ('folder', lambda r: (r / 'a.gif').symlink_to('a.gif'), 'a.gif: cannot be decoded'),
     'folder: all short': ('folder', lambda r: (gif(r / 'a.gif', FILM[:7]), frame_folder(r / 'b', FILM[:3])),
         'none of its 2 clips can be used; a: 7 frames, 8 needed'),
-    'folder: float pixels': ('folder', lambda r: [save(r / f'a/{i}.tif', np.ones((32, 32), np.float32)) for i in range(8)],
+    'folder: float pixels': (
+        'folder', lambda r: [save(r / f'a/{i}.tif', np.ones((32, 32), np.float32)) for i in range(8)],
         '0.tif: cannot be decoded (floating-point'),
 }
 
@@ -176,7 +178,7 @@ def test_bad_files(case, window, root, load, tmp_path):
 
 
 def test_gif_cut_between_frames(root, load):
-    "Wherever a GIF is cut: an error that names it, or all the frames that were asked for; never fewer frames in silence"
+    "Wherever a GIF is cut: an error that names it, or all the frames that were asked for; never fewer in silence"
     whole = gif(root / 'a.gif').read_bytes()
     good = load('folder', root, cache=False).frames
     outcomes = set()
@@ -206,7 +208,8 @@ def test_streamable_mp4_cut(root, load):
 
 def test_root_missing_or_file(tmp_path, load):
     with pytest.raises(NvsError, match='nowhere: no such folder'): load('golf', tmp_path / 'nowhere')
-    with pytest.raises(NvsError, match=r'x\.txt: not a folder; the root of the golf clips'): load('golf', text(tmp_path / 'x.txt'))
+    with pytest.raises(NvsError, match=r'x\.txt: not a folder; the root of the golf clips'):
+        load('golf', text(tmp_path / 'x.txt'))
     (tmp_path / 'link').symlink_to('nowhere')
     with pytest.raises(NvsError, match='link: not a folder'): load('golf', tmp_path / 'link')
 
@@ -241,14 +244,21 @@ def test_decompression_bomb(root, load, monkeypatch, limit):
 
 # ---------------------------------------------------------------- options
 @pytest.mark.parametrize('ask, message', [
-    (dict(name='chair'), "dataset 'chair': unknown; choose one of chairs, actors"), (dict(name=None), 'dataset None: unknown'),
-    (dict(size=48), 'size 48: a power of two'), (dict(size=16), 'size 16: a whole number of at least 32'), (dict(size=64.), 'size 64.0:'),
-    (dict(size='64'), "size '64'"), (dict(size=True), 'size True'), (dict(frames=0), 'frames 0:'), (dict(stride=0), 'stride 0:'),
-    (dict(seed=-1), 'seed -1:'), (dict(window='last'), "window 'last': choose first or random"), (dict(size=128), 'size 128: the embedded chairs'),
-    (dict(frames=17), 'frames 17, stride 1: the embedded chairs have 16'), (dict(frames=9, stride=2), 'frames 9, stride 2'),
-    (dict(name='actors', root='.'), 'root .: the actors are drawn'), (dict(name='swings', stride=2), 'window, stride: the swings are drawn'),
-    (dict(name='actors', window='random'), 'window, stride: the actors'), (dict(name='golf'), 'dataset golf: its files are needed'),
-    (dict(name='chair-cad'), 'dataset chair-cad: its files'), (dict(name='folder', root='no-such-root'), 'no-such-root: no such folder'),
+    (dict(name='chair'), "dataset 'chair': unknown; choose one of chairs, actors"),
+    (dict(name=None), 'dataset None: unknown'),
+    (dict(size=48), 'size 48: a power of two'), (dict(size=16), 'size 16: a whole number of at least 32'),
+    (dict(size=64.), 'size 64.0:'), (dict(size='64'), "size '64'"), (dict(size=True), 'size True'),
+    (dict(frames=0), 'frames 0:'), (dict(stride=0), 'stride 0:'), (dict(seed=-1), 'seed -1:'),
+    (dict(window='last'), "window 'last': choose first or random"),
+    (dict(size=128), 'size 128: the embedded chairs'),
+    (dict(frames=17), 'frames 17, stride 1: the embedded chairs have 16'),
+    (dict(frames=9, stride=2), 'frames 9, stride 2'),
+    (dict(name='actors', root='.'), 'root .: the actors are drawn'),
+    (dict(name='swings', stride=2), 'window, stride: the swings are drawn'),
+    (dict(name='actors', window='random'), 'window, stride: the actors'),
+    (dict(name='golf'), 'dataset golf: its files are needed'),
+    (dict(name='chair-cad'), 'dataset chair-cad: its files'),
+    (dict(name='folder', root='no-such-root'), 'no-such-root: no such folder'),
 ])
 def test_bad_options(ask, message, load):
     with pytest.raises(NvsError) as error: load(**{'name': 'chairs', **ask})
@@ -278,7 +288,8 @@ def test_embedded_follow_options(load):
     ('walk/lena_walk1.jpg', 'lena', 'walk', 'lena_walk1'), ('walk/lena2.jpg', 'lena', 'walk', 'lena_walk2'),
     ('wave1/ann_wave1.jpg', 'ann', 'wave1', 'ann_wave1'), ('wave1/ann_wave12.jpg', 'ann', 'wave1', 'ann_wave12'),
     ('wave2/ann.jpg', 'ann', 'wave2', 'ann_wave2'), ('run/subject12.jpg', 'subject12', 'run', 'subject12_run'),
-    ('run/person1_run.jpg', 'person1', 'run', 'person1_run'), ('run/mary_ann_run.JPG', 'mary_ann', 'run', 'mary_ann_run'),
+    ('run/person1_run.jpg', 'person1', 'run', 'person1_run'),
+    ('run/mary_ann_run.JPG', 'mary_ann', 'run', 'mary_ann_run'),
     ('deep/er/run/ann_run.jpg', 'ann', 'run', 'ann_run'), ('a(b/ann_a(b.jpg', 'ann', 'a(b', 'ann_a(b'),
 ])
 def test_weizmann_names(path, person, action, name, root, load):
@@ -298,7 +309,8 @@ def test_weizmann_codes_and_centre(root, load):
 
 
 def test_chairs_first_elevation_centre_crop(root, load):
-    folder = renders(root / 'rendered_chairs/abc', elevations=(30, 20)).parent / 'abc/renders'  # numbers do not follow the elevation
+    made = renders(root / 'rendered_chairs/abc', elevations=(30, 20))  # numbers do not follow the elevation
+    folder = made.parent / 'abc/renders'
     clips = load('chairs', root)
     assert (clips.names, clips.static_names, clips.transient_names) == (['abc'], ['shared'], ['abc'])
     assert (clips.frames[0, :, 0, 0, 0] == 5 * np.arange(8) + 20).all()
@@ -306,12 +318,13 @@ def test_chairs_first_elevation_centre_crop(root, load):
         x = np.zeros((48, 48, 3), np.uint8)
         x[8, 8], x[7, 7] = (255, 0, 0), (0, 255, 0)
         save(f, x)
-    assert load('chairs', root).frames[0, 0, 0, 0].tolist() == [255, 0, 0] and load('chairs', root).frames[..., 1].max() == 0
+    frames = load('chairs', root).frames
+    assert frames[0, 0, 0, 0].tolist() == [255, 0, 0] and frames[..., 1].max() == 0
 
 
 def test_folder_finds_every_kind(root, load):
-    gif(root / 'b.gif'), video(root / 'a10.mp4'), video(root / 'a9.avi'), frame_folder(root / 'sub/c'), text(root / 'x.mts')
-    gif(root / '.hidden.gif'), frame_folder(root / '.trash/d'), gif(root / 'short.gif', FILM[:4])
+    gif(root / 'b.gif'), video(root / 'a10.mp4'), video(root / 'a9.avi'), frame_folder(root / 'sub/c')
+    text(root / 'x.mts'), gif(root / '.hidden.gif'), frame_folder(root / '.trash/d'), gif(root / 'short.gif', FILM[:4])
     clips = load('folder', root)
     assert clips.names == ['a9', 'a10', 'b', 'sub_c'] and (clips.S, clips.T) == (1, 4)
     assert clips.skipped == ['short: 4 frames, 8 needed', 'x.mts: neither an image nor a video']
@@ -353,7 +366,8 @@ def test_windows(root, load):
 
 @pytest.mark.parametrize('size', [32, 64])
 def test_any_size_and_shape(root, load, size):
-    frame_folder(root / 'tall', FILM[:, :, :20]), video(root / 'wide.mp4', np.pad(FILM, ((0, 0), (0, 0), (8, 8), (0, 0))))
+    frame_folder(root / 'tall', FILM[:, :, :20])
+    video(root / 'wide.mp4', np.pad(FILM, ((0, 0), (0, 0), (8, 8), (0, 0))))
     assert load('folder', root, size=size).frames.shape == (2, 8, size, size, 3)
 
 
@@ -369,7 +383,8 @@ GREY = FILM[0, ..., 0]
     (lambda: Image.fromarray(FILM[0] // 128 * 128).quantize(8), FILM[0] // 128 * 128),
     (lambda: Image.fromarray(np.dstack([FILM[0], np.zeros_like(GREY)])), np.full((32, 32, 3), 255)),
     (lambda: Image.fromarray(np.dstack([FILM[0], np.full_like(GREY, 255)])), FILM[0]),
-    (lambda: Image.fromarray(np.dstack([GREY, np.full_like(GREY, 51)])), np.round(255 - (255. - GREY[..., None]) / 5) * np.ones(3)),
+    (lambda: Image.fromarray(np.dstack([GREY, np.full_like(GREY, 51)])),
+     np.round(255 - (255. - GREY[..., None]) / 5) * np.ones(3)),
 ], ids='grey 16-bit 32-bit bilevel palette transparent opaque grey-alpha'.split())
 def test_pixel_formats(make, want, tmp_path):
     im = make()
@@ -422,11 +437,13 @@ def spoil(kind, npy):
     if kind == 'no names': meta.unlink()
     if kind == 'bad names': meta.write_text('{"names":')
     if kind == 'list': meta.write_text('[]')
-    if kind == 'no hashes': meta.write_text(json.dumps({k: v for k, v in json.loads(meta.read_text()).items() if k != 'digests'}))
-    if kind == 'fewer': meta.write_text(json.dumps({**json.loads(meta.read_text()), 'names': []}))
+    known = json.loads(meta.read_text()) if kind in ('no hashes', 'fewer') else {}
+    if kind == 'no hashes': meta.write_text(json.dumps({k: v for k, v in known.items() if k != 'digests'}))
+    if kind == 'fewer': meta.write_text(json.dumps({**known, 'names': []}))
 
 
-@pytest.mark.parametrize('kind', ['half', 'empty', 'header', 'gone', 'no names', 'bad names', 'list', 'no hashes', 'fewer'])
+@pytest.mark.parametrize('kind', [
+    'half', 'empty', 'header', 'gone', 'no names', 'bad names', 'list', 'no hashes', 'fewer'])
 def test_damaged_cache_is_rebuilt(kind, root, load, tmp_path, monkeypatch):
     stack(root / 'a.png')
     good = load('golf', root)
@@ -456,7 +473,8 @@ def test_cache_key(root, load, tmp_path, monkeypatch):
     path = stack(root / 'a.png')
     clips = load('golf', root)
     assert isinstance(clips.frames, np.memmap) and not clips.frames.flags.writeable
-    for change in (dict(size=64), dict(frames=4), dict(stride=1, frames=7), dict(window='random'), dict(window='random', seed=1)):
+    for change in (dict(size=64), dict(frames=4), dict(stride=1, frames=7), dict(window='random'),
+                   dict(window='random', seed=1)):
         before = len(entries(tmp_path))
         load('golf', root, **change)
         assert len(entries(tmp_path)) == before + 2
@@ -489,17 +507,21 @@ def test_cache_that_cannot_be_written(root, load, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- Clips
 def clips(**changes):
-    parts = dict(frames=np.stack([FILM, FILM[::-1]]), static_id=np.array([0, 0]), transient_id=np.array([0, 1]), names=['a', 'b'],
-                 static_names=['shared'], transient_names=['a', 'b'], dataset='toy')
+    parts = dict(frames=np.stack([FILM, FILM[::-1]]), static_id=np.array([0, 0]), transient_id=np.array([0, 1]),
+                 names=['a', 'b'], static_names=['shared'], transient_names=['a', 'b'], dataset='toy')
     return Clips(**{**parts, **changes})
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(frames=FILM), 'frames of shape (12, 32, 32, 3)'), (dict(frames=np.zeros((2, 3, 32, 32, 3))), 'float64, not uint8'),
-    (dict(frames=np.zeros((2, 3, 32, 16, 3), np.uint8)), 'not (N, L, H, H, 3)'), (dict(frames=[[1]]), 'frames of shape ()'),
-    (dict(frames=np.zeros((0, 3, 32, 32, 3), np.uint8)), 'no frames'), (dict(names=['a']), '2 clips need'), (dict(names=['a', 'a']), 'different names'),
-    (dict(static_id=np.array([0, 1])), 'static_id runs from 0 to 1, but there are 1 codes'), (dict(transient_id=np.array([-1, 0])), 'from -1'),
-    (dict(transient_id=np.array([0.])), 'transient_id must hold'), (dict(transient_id=np.array([0., 1.])), 'transient_id must hold'),
+    (dict(frames=FILM), 'frames of shape (12, 32, 32, 3)'), (dict(frames=[[1]]), 'frames of shape ()'),
+    (dict(frames=np.zeros((2, 3, 32, 32, 3))), 'float64, not uint8'),
+    (dict(frames=np.zeros((2, 3, 32, 16, 3), np.uint8)), 'not (N, L, H, H, 3)'),
+    (dict(frames=np.zeros((0, 3, 32, 32, 3), np.uint8)), 'no frames'),
+    (dict(names=['a']), '2 clips need'), (dict(names=['a', 'a']), 'different names'),
+    (dict(static_id=np.array([0, 1])), 'static_id runs from 0 to 1, but there are 1 codes'),
+    (dict(transient_id=np.array([-1, 0])), 'from -1'),
+    (dict(transient_id=np.array([0.])), 'transient_id must hold'),
+    (dict(transient_id=np.array([0., 1.])), 'transient_id must hold'),
 ])
 def test_clips_that_do_not_fit(change, message):
     with pytest.raises(NvsError) as error: clips(**change)
@@ -509,7 +531,8 @@ def test_clips_that_do_not_fit(change, message):
 def test_clips_methods():
     c = clips(static_id=[0, 0])
     assert (len(c), c.L, c.size, c.S, c.T, c.static_id.dtype) == (2, 12, 32, 1, 2, np.int64)
-    for idx in ([1], np.array([False, True]), slice(1, None), 1): assert c.subset(idx).names == ['b'] and c.subset(idx).T == 2
+    for idx in ([1], np.array([False, True]), slice(1, None), 1):
+        assert c.subset(idx).names == ['b'] and c.subset(idx).T == 2
     x = c.batch(torch.tensor([1, 0]), frames=torch.tensor([[2, 3, 4], [5, 6, 7]]))
     assert x.shape == (2, 3, 3, 32, 32) and x.dtype == torch.float32
     assert (to_uint8(x)[0].numpy() == FILM[::-1][2:5]).all() and (to_uint8(x)[1].numpy() == FILM[5:8]).all()
@@ -525,15 +548,18 @@ def test_fingerprint_knows_every_pixel_also_when_hashes_are_known():
     c = clips()
     known, frames = c.fingerprint(), c.frames.copy()
     frames[1, 3, 2, 1, 0] ^= 1
-    assert len({known, replace(c, frames=frames).fingerprint(), c.subset([1, 0]).fingerprint(), c.subset([1]).fingerprint()}) == 4
+    others = replace(c, frames=frames), c.subset([1, 0]), c.subset([1])
+    assert len({known, *(x.fingerprint() for x in others)}) == 4
     assert c.subset([1, 0]).subset([1, 0]).fingerprint() == known == replace(c, frames=c.frames.copy()).fingerprint()
 
 
 def test_load_clips_follows_the_configuration(root, monkeypatch, tmp_path):
     monkeypatch.setenv('NVS_CACHE', str(tmp_path / 'cache'))
     for n in 'abcd': stack(root / f'{n}.png')
-    c = load_clips(make_config('golf', size=32, frames=4, levels=3, stride=2, keep='a,b,c', leave_out='b', static_ids='shared'), root)
-    assert (c.names, c.S, c.T, c.frames.shape) == (['a', 'c'], 1, 2, (2, 4, 32, 32, 3)) and (c.frames[1] == FILM[:8:2]).all()
+    c = load_clips(make_config('golf', size=32, frames=4, levels=3, stride=2, keep='a,b,c', leave_out='b',
+                               static_ids='shared'), root)
+    assert (c.names, c.S, c.T, c.frames.shape) == (['a', 'c'], 1, 2, (2, 4, 32, 32, 3))
+    assert (c.frames[1] == FILM[:8:2]).all()
     many = load_clips(make_config('golf', size=32, frames=4, levels=3, window='crop', read_frames=10, draw=3), root)
     assert many.frames.shape == (3, 10, 32, 32, 3) and (many.frames[0] == FILM[:10]).all()
     gan = load_clips(make_config('golf', model='vgan', size=32, frames=8), root)

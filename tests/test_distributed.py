@@ -37,28 +37,32 @@ runtime.leave()
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-def torchrun(*args, n=2): return [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}', *map(str, args)]
+def torchrun(*args, n=2):
+    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}', *map(str, args)]
 
 
 @pytest.fixture
 def several(tmp_path):
     (tmp_path / 'several.py').write_text(CODE)
     def go(n, **what):
-        done = subprocess.run(torchrun(tmp_path / 'several.py', json.dumps(what), n=n), capture_output=True, text=True, env=ENV)
+        command = torchrun(tmp_path / 'several.py', json.dumps(what), n=n)
+        done = subprocess.run(command, capture_output=True, text=True, env=ENV)
         assert done.returncode == 0, done.stderr[-3000:]
         return [int(x) for x in done.stdout.partition('SAID')[2].split()[:2]]
     return go
 
 
 def curve(run, keys=('loss', 'psnr', 'triplet', 'lr')):
-    return torch.tensor([[json.loads(line)[k] for k in keys] for line in (run / 'metrics.jsonl').read_text().splitlines()])
+    lines = map(json.loads, (run / 'metrics.jsonl').read_text().splitlines())
+    return torch.tensor([[line[k] for k in keys] for line in lines])
 
 
 def alike(a, b, tol=2e-2):
     "The same weights and codes up to rounding, of which Adam makes much where gradients are nearly zero"
     for name, w in load_run(a)[0].state_dict().items():
         v = load_run(b)[0].state_dict()[name]
-        if w.is_floating_point(): assert (w - v).norm() <= tol * w.norm() + 1e-6, (name, ((w - v).norm() / w.norm()).item())
+        if not w.is_floating_point(): continue
+        assert (w - v).norm() <= tol * w.norm() + 1e-6, (name, ((w - v).norm() / w.norm()).item())
 
 
 CASES = {  # batches of 6 or 7 clips for 2 and 3 processes: the parts are not equal
@@ -73,7 +77,8 @@ CASES = {  # batches of 6 or 7 clips for 2 and 3 processes: the parts are not eq
 def test_several_processes_learn_what_one_learns(several, tmp_path, case):
     n, name, changes = CASES[case]
     config = {**SMALL, **changes}
-    Trainer(make_config(name, **config), load_set(name, size=32), tmp_path / 'one', device='cpu', progress=False, log_every=1).fit()
+    Trainer(make_config(name, **config), load_set(name, size=32), tmp_path / 'one', device='cpu', progress=False,
+            log_every=1).fit()
     several(n, dataset=name, run=str(tmp_path / 'many'), config=config)
     one, many = curve(tmp_path / 'one'), curve(tmp_path / 'many')
     assert one.shape == many.shape and len(one) > 5
@@ -94,7 +99,8 @@ def test_a_baseline_trains_in_two_processes(several, tmp_path):
 
 
 def test_resumed_by_another_number_of_processes(several, tmp_path):
-    config, chairs, one = {**SMALL, 'batch': 18, 'epochs': 24}, load_set('chairs', size=32), dict(device='cpu', progress=False, log_every=1)
+    config, chairs = {**SMALL, 'batch': 18, 'epochs': 24}, load_set('chairs', size=32)
+    one = dict(device='cpu', progress=False, log_every=1)
     Trainer(make_config('chairs', **config), chairs, tmp_path / 'one', **one).fit()
     several(2, dataset='chairs', run=str(tmp_path / 'cut'), config=config, until=7)
     assert load_run(tmp_path / 'cut')[3]['trainer']['step'] == 7
@@ -106,8 +112,9 @@ def test_resumed_by_another_number_of_processes(several, tmp_path):
 
 def start(run, **changes):
     settings = [f'--set={k}={v}' for k, v in {**SMALL, 'epochs': 10**6, **changes}.items()]
-    return subprocess.Popen(torchrun('-m', 'nvs_nb.cli', 'train', 'chairs', '--name', run.name, '--runs', run.parent, '--device', 'cpu', *settings),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    return subprocess.Popen(
+        torchrun('-m', 'nvs_nb.cli', 'train', 'chairs', '--name', run.name, '--runs', run.parent, '--device', 'cpu',
+                 *settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
 
 
 def workers(p):
@@ -164,13 +171,16 @@ def test_a_signal_saves_and_ends_all(tmp_path, whom):
 def test_too_little_for_all_is_told_before_anything_is_written(tmp_path):
     p = start(tmp_path / 'run', batch=1)
     out, err = p.communicate(timeout=120)
-    assert p.returncode and '2 processes: each needs a clip, but a batch has 1' in err and not (tmp_path / 'run').exists(), err[-3000:]
+    assert p.returncode and '2 processes: each needs a clip, but a batch has 1' in err, err[-3000:]
+    assert not (tmp_path / 'run').exists()
 
 
 def test_command_trains_and_scores_once(tmp_path):
     p = start(tmp_path / 'run', epochs=2, batch=9)
     out, err = p.communicate(timeout=180)
     assert p.returncode == 0, err[-3000:]
-    assert out.count('clips       18') == 1 and out.count('report      ') == 1 and json.loads((tmp_path / 'run/scores.json').read_text())['step'] == 4
-    again = subprocess.run(torchrun('-m', 'nvs_nb.cli', 'resume', tmp_path / 'run', '--device', 'cpu'), capture_output=True, text=True, env=ENV)
+    assert out.count('clips       18') == 1 and out.count('report      ') == 1
+    assert json.loads((tmp_path / 'run/scores.json').read_text())['step'] == 4
+    again = subprocess.run(torchrun('-m', 'nvs_nb.cli', 'resume', tmp_path / 'run', '--device', 'cpu'),
+                           capture_output=True, text=True, env=ENV)
     assert again.returncode == 0 and again.stdout.count('finished, 4 steps') == 1, again.stderr[-2000:]

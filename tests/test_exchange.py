@@ -11,8 +11,9 @@ from nvs_nb.data.clips import choose, load_clips, load_set
 from nvs_nb.data.synthetic import actor
 from nvs_nb.evaluation.tables import Picture, write_pages
 from nvs_nb.models.nvs import NVS
-from nvs_nb.paper.exchange import (TABLE3, TITLE, align, cell_kinds, cells, complete, holes, jobs, mask_names, matrix_clip,
-                                   score_cells, score_pair, sections, stand_ins)
+from nvs_nb.paper.exchange import (
+    TABLE3, TITLE, align, cell_kinds, cells, complete, holes, jobs, mask_names, matrix_clip, score_cells, score_pair,
+    sections, stand_ins)
 from nvs_nb.paper.plan import Done, Plan
 
 PEOPLE = 'daria denis eli ido ira'.split()

@@ -102,7 +102,8 @@ def released_loop(r, margin):
 
 
 @pytest.mark.parametrize('r', [torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 16, 8),
-    torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(1)).round(), torch.randn(2, 4, 8), 9 * torch.eye(16).expand(2, -1, -1)],
+    torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(1)).round(), torch.randn(2, 4, 8),
+    9 * torch.eye(16).expand(2, -1, -1)],
     ids='random equal ties short far'.split())
 def test_released_triplets(r):
     loss, active = triplet_released(r := r.clone().requires_grad_(), 2.)

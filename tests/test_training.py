@@ -1,4 +1,5 @@
-"What a run must survive: every model resumes to the bit, signals are heeded, a loss that is not finite stops in time; and a run is a function of its configuration."
+"""What a run must survive: every model resumes to the bit, signals are heeded, a loss that is not finite stops in time;
+and a run is a function of its configuration."""
 import json
 import os
 import signal
@@ -42,7 +43,8 @@ def same(a, b):
 
 
 @pytest.mark.parametrize('changes', [
-    dict(preset='fast', batch=2), dict(batch=2, precision='bf16', frames_per_clip=4), dict(batch=2, norm='batch', rank=2),
+    dict(preset='fast', batch=2), dict(batch=2, precision='bf16', frames_per_clip=4),
+    dict(batch=2, norm='batch', rank=2),
     dict(batch=2, latent_opt='sparse_adam'), dict(preset='paper'), dict(preset='released', repeats=3),
     dict(batch=2, latent_opt='sgd', label='transient', static_ids='clip')], ids=str)
 def test_resume_is_exact(chairs, tmp_path, changes):
@@ -99,10 +101,12 @@ def test_clips_are_counted(chairs):
 
 # ---- one forward for training and generation
 
-@pytest.mark.parametrize('changes', [dict(frames_per_clip=4, epochs=25, lr_g=3e-3), dict(preset='released', repeats=10, epochs=3, lambda_t=0.)], ids=str)
+@pytest.mark.parametrize('changes', [
+    dict(frames_per_clip=4, epochs=25, lr_g=3e-3), dict(preset='released', repeats=10, epochs=3, lambda_t=0.)], ids=str)
 def test_what_is_trained_is_what_is_generated(chairs, changes):
-    "The error that training tells is that of the generated clips: the mapping is the same (once it was not, for the released layout)"
-    t = start(make(**{'batch': 5, 'norm': 'none', **changes} if 'preset' not in changes else changes), chairs, log_every=1)
+    "The error that training tells is that of the generated clips (once it was not, for the released layout)"
+    if 'preset' not in changes: changes = dict(batch=5, norm='none', **changes)
+    t = start(make(**changes), chairs, log_every=1)
     t.fit()
     t.model.train()
     with torch.no_grad():
@@ -172,7 +176,8 @@ def test_not_finite_stops_and_keeps_the_good_checkpoint(chairs, tmp_path):
     start(make(epochs=50), chairs, tmp_path / 'run').fit(until=10)
     t = Trainer.resume(tmp_path / 'run', chairs, device='cpu', progress=False)
     with torch.no_grad(): next(t.model.G.parameters()).fill_(float('nan'))
-    with pytest.raises(NvsError, match=r'step 20: loss is not finite; last good checkpoint: .*checkpoint.pt \(step 10\)'): t.fit()
+    told = r'step 20: loss is not finite; last good checkpoint: .*checkpoint.pt \(step 10\)'
+    with pytest.raises(NvsError, match=told): t.fit()
     assert load_run(tmp_path / 'run')[3]['trainer']['step'] == 10
 
 
@@ -187,7 +192,8 @@ def copy(model): return {k: v.detach().clone() for k, v in model.named_parameter
 def test_codes_learn_and_with_sparse_gradients_only_those_visited(chairs):
     for opt in ('adam', 'sparse_adam'):
         t = start(make(batch=2, latent_opt=opt), chairs)
-        before = {k: project_ball(v.unflatten(1, (-1, 5 if 'z_t' in k else 6))).flatten(1) for k, v in copy(t.model.Z).items()}
+        before = {k: project_ball(v.unflatten(1, (-1, 5 if 'z_t' in k else 6))).flatten(1)
+                  for k, v in copy(t.model.Z).items()}
         if opt == 'adam': t.model.Z.project_()  # codes may start a little outside of the ball
         else: before = copy(t.model.Z)
         t.fit(until=1)
@@ -223,7 +229,8 @@ def test_paper_stages_update_what_they_should(chairs, monkeypatch):
 def test_wrong_shapes_are_refused(chairs):
     with pytest.raises(NvsError, match='config asks for 64 px'): start(make(size=64), chairs)
     with pytest.raises(NvsError, match='two clips or more'):
-        start(make_config('chairs', model='vgan', size=32, frames=8, width=16, batch=1), load_set('chairs', size=32, frames=8))
+        start(make_config('chairs', model='vgan', size=32, frames=8, width=16, batch=1),
+              load_set('chairs', size=32, frames=8))
 
 
 def test_options_are_honoured_by_every_model():

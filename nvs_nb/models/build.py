@@ -18,7 +18,7 @@ from .mocogan import MoCoGAN
 from .videovae import VideoVAE
 from ..data.clips import to_float
 
-# %% ../../nbs/library/build.ipynb #f4387083
+# %% ../../nbs/library/build.ipynb #f5437532
 def triplet_released(
     r,          # (B, L, D) paths
     margin=2.,  # on plain distances
@@ -73,7 +73,8 @@ class Released(NVS):
 
     def optimizers(self):
         m = self.c.model
-        self.adam = [torch.optim.Adam(self.G.parameters(), self.c.optim.lr_g), torch.optim.Adam(self.R.parameters(), m.lr_r)]
+        self.adam = [torch.optim.Adam(self.G.parameters(), self.c.optim.lr_g),
+                     torch.optim.Adam(self.R.parameters(), m.lr_r)]
         return dict(zip('GR', self.adam), Z=torch.optim.SGD([self.Z.z_t.weight], m.lr_z))
 
     def project(self, batch, phase): pass

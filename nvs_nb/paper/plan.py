@@ -6,8 +6,8 @@
 __all__ = ['SCALES', 'RELATIVE', 'ARCHIVE', 'TITLE', 'SAID', 'Job', 'job_path', 'known', 'Plan', 'ScoreAt', 'train_and_score',
            'work', 'finished', 'progress_of', 'start', 'why_ended', 'run_jobs', 'Done', 'open_job']
 
-# %% ../../nbs/library/plan.ipynb #73067953
-import contextlib, json, multiprocessing, os, signal, threading, traceback
+# %% ../../nbs/library/plan.ipynb #16abec34
+import contextlib, json, multiprocessing, os, signal, sys, threading
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -16,7 +16,7 @@ import filelock
 from torch import nn
 from tqdm.auto import tqdm
 from ..config import MODELS, Config, make_config, place
-from ..core import NvsError, Terminated, explain, pick_device, stop_signals, write_json
+from ..core import NvsError, Terminated, one_line, pick_device, stop_signals, write_json
 from ..data.clips import Clips, load_clips
 from ..models.build import LATENT
 from ..training.checkpoint import load_run
@@ -91,7 +91,7 @@ class Plan:
                              **{'seconds': self.main_seconds * share, **asked, **changes})
         return Job(f'{base}/{name}', settle(config, pick_device(self.device)), str(self.roots.get(base, '')), score_at)
 
-# %% ../../nbs/library/plan.ipynb #0ed74e7b
+# %% ../../nbs/library/plan.ipynb #18bc179a
 class ScoreAt(Callback):
     "Scores the model once on the way, when `clips` clips have been seen."
     def __init__(self, path, clips, score): self.path, self.clips, self.score = path, clips, score
@@ -123,13 +123,10 @@ def work(job, folder, *args):
         multiprocessing.parent_process().join()  # until it is gone
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
-    with (job_path(job, folder)/'log.txt').open('w', encoding='utf-8') as log, contextlib.redirect_stderr(log):
-        try: train_and_score(job, folder, *args)
-        except Exception as e:
-            print(explain(e) or traceback.format_exc(), file=log)
-            raise SystemExit(1) from None
+    sys.stderr = (job_path(job, folder)/'log.txt').open('w', encoding='utf-8')
+    with one_line(): train_and_score(job, folder, *args)
 
-# %% ../../nbs/library/plan.ipynb #194cca93
+# %% ../../nbs/library/plan.ipynb #d321accb
 def finished(path, vgg):
     "Whether a run directory is trained and scored, with ImageNet features if `vgg` names some."
     try: scores = read_scores(path)
@@ -155,9 +152,10 @@ def start(path, *args):
 
 def why_ended(process, path):
     "'' if a process has done its job, else one line."
-    if process.exitcode < 0: return f'its process was ended by signal {-process.exitcode}'
     if process.exitcode == 0: return ''
-    return ((path/'log.txt').read_text(encoding='utf-8').strip() or 'its process did not start').splitlines()[-1]
+    lines = (path/'log.txt').read_text(encoding='utf-8').split('\n') if process.exitcode > 0 else []
+    told = [line for line in lines if line] or [f'its process ended with code {process.exitcode}']
+    return told[-1].removeprefix('nvs: ')
 
 def run_jobs(
     jobs,            # list of `Job`; those that are the same are trained once

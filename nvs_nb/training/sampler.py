@@ -15,7 +15,7 @@ import torch
 from ..config import Config
 from ..data.clips import Clips
 
-# %% ../../nbs/library/sampler.ipynb #c43f83b4
+# %% ../../nbs/library/sampler.ipynb #ac45efc2
 @lru_cache(2)  # of the present epoch, and of the next while a batch is prepared ahead
 def epoch_order(n, seed, epoch):
     "A random order of `n` clips for an epoch, `(n,)`."
@@ -50,7 +50,7 @@ def draw(
     unseen,  # see `unseen_frames`
     step,    # its number
 ):  # `Draw`
-    "The draw of a step, a function of the seed and its number alone. The batches of an epoch differ by one clip at most."
+    "The draw of a step, a function of the seed and its number alone. An epoch's batches differ by one clip at most."
     n, L, m = len(clips), c.data.frames, c.model
     batches = math.ceil(n / c.optim.batch)
     epoch, i = divmod(step // c.optim.repeats, batches)
@@ -62,7 +62,7 @@ def draw(
     starts = clips.L - L + 1 if c.data.window == 'crop' else 1
     return Draw(idx, rng.integers(starts, size=(len(idx), 1)), at, rng.integers(K, size=len(idx)))
 
-# %% ../../nbs/library/sampler.ipynb #bcedc5ac
+# %% ../../nbs/library/sampler.ipynb #d146a758
 class Batch(NamedTuple):
     "A batch on the device."
     static_id: torch.Tensor     # (B,) indices of the static codes
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
     clips: int = 0              # in the whole batch, of all processes
 
 def fits(frames, device):
-    "Whether bytes may live on the device: less than 40% of its free memory; on a CPU, arrays that are in memory already."
+    "Whether bytes may live on the device: less than 40% of its free memory; on a CPU, arrays already in memory."
     if device.type == 'cuda': return frames.nbytes < .4 * torch.cuda.mem_get_info(device)[0]
     return not isinstance(frames, np.memmap)
 
@@ -91,7 +91,7 @@ class Sampler:
         where = c.runtime.data_on_device
         self.on_device = where == 'yes' or where == 'auto' and fits(clips.frames, self.device)
         if self.on_device: self.frames = torch.from_numpy(np.require(self.frames, requirements='CW')).to(self.device)
-        elif isinstance(self.frames, np.memmap) and hasattr(mmap, 'MADV_RANDOM') and isinstance(self.frames.base, mmap.mmap):
+        elif isinstance(self.frames.base, mmap.mmap) and hasattr(mmap, 'MADV_RANDOM'):
             self.frames.base.madvise(mmap.MADV_RANDOM)  # these frames, and not their neighbours as well
 
     def tensor(self, x):

@@ -22,15 +22,16 @@ from .checkpoint import describe_clips, load_run, read_metrics, same_clips, save
 from .sampler import Batch, Sampler, steps_per_epoch
 from .steps import training_step
 
-# %% ../../nbs/library/trainer.ipynb #eb0c76e3
+# %% ../../nbs/library/trainer.ipynb #9dea79b2
 class Callback:
     "Something that happens while a `Trainer` trains."
     def start(self, t): pass
     def step(self, t): pass  # after each step
     def end(self, t): pass   # at the end, or when it was stopped
+    def close(self, t): pass # whatever happened
 
 class Metrics(Callback):
-    "A line of numbers every few steps, in `t.metrics` and appended to metrics.jsonl. A loss that is not finite is an `NvsError`."
+    "A line of numbers every few steps, in `t.metrics` and metrics.jsonl. A loss that is not finite is an `NvsError`."
     def __init__(self, every=10): self.every = every
     def step(self, t):
         if t.step % self.every == 0 or t.done() >= 1: t.log()
@@ -39,8 +40,8 @@ class Metrics(Callback):
 class Progress(Callback):
     "A bar with the latest numbers."
     def start(self, t):
-        self.bar = tqdm(total=t.c.budget.seconds or t.steps, initial=self.now(t), disable=not t.progress, dynamic_ncols=True,
-            mininterval=.5, bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
+        self.bar = tqdm(total=t.c.budget.seconds or t.steps, initial=self.now(t), disable=not t.progress,
+            dynamic_ncols=True, mininterval=.5, bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
     def now(self, t): return min(round(t.seconds, 1), t.c.budget.seconds) if t.c.budget.seconds else t.step
     def step(self, t):
         if t.metrics and t.metrics[-1]['step'] == t.step:
@@ -48,7 +49,7 @@ class Progress(Callback):
             told = ', '.join(f'{k} {v:.3g}' for k, v in [*shown.items()][:3])
             self.bar.set_postfix_str(f'{told}, {t.clips_seen / max(t.seconds, 1e-9):.0f} clips/s', refresh=False)
         self.bar.update(self.now(t) - self.bar.n)
-    def end(self, t): self.bar.close()
+    def close(self, t): self.bar.close()
 
 class Samples(Callback):
     "Film strips every few seconds, into samples/: originals above what is generated; of a baseline four new clips."
@@ -79,7 +80,7 @@ class Checkpoints(Callback):
         self.last = t.seconds
         t.save()
 
-# %% ../../nbs/library/trainer.ipynb #5f4a41e8
+# %% ../../nbs/library/trainer.ipynb #7d847fbf
 class Trainer:
     "Trains a model on clips; `fit` trains, `resume` goes on. All state is in the run's checkpoint."
     LOCK_WAIT = 30.  # seconds; a process that has lost its parent needs a moment to end
@@ -109,11 +110,13 @@ class Trainer:
         "Model, optimisers, sampler; nothing trained yet. `NvsError` if they do not fit together."
         d, n, world = c.data, len(clips), runtime.world()
         have, want = (clips.size, clips.L), (d.size, d.read_frames or d.frames)
-        if have != want: raise NvsError(f'config asks for {want[0]} px and {want[1]} frames, the clips have {have[0]} px and {have[1]}')
+        if have != want:
+            raise NvsError('config asks for {} px and {} frames, the clips have {} px and {}'.format(*want, *have))
         least = n // math.ceil(n / c.optim.batch)  # clips of the smallest batch of an epoch
         if least < world: raise NvsError(f'{world} processes: each needs a clip, but a batch has {least}; raise batch')
         if c.model.name not in LATENT and least < 2 * world:
-            raise NvsError(f'config: model {c.model.name} needs two clips or more in a step of each process; there are {n} clips and batch={c.optim.batch}')
+            raise NvsError(f'config: model {c.model.name} needs two clips or more in a step of each process; '
+                           f'there are {n} clips and batch={c.optim.batch}')
         self.c, self.clips = c, clips.with_ids(c.model.static_ids, c.model.transient_ids)
         self.model = build_model(c, self.clips.S, self.clips.T).to(self.device)
         captured = runtime.can_capture(c, self.device)
@@ -171,12 +174,12 @@ class Trainer:
         for k, v in means.items():
             if not math.isfinite(v): raise NvsError(f'step {self.step}: {k} is not finite; {self.last_good()}')
         if 'mse' in means: means['psnr'] = -10 * math.log10(max(means.pop('mse'), 1e-10))
-        self.metrics.append(dict(step=self.step, epoch=self.step * self.c.budget.epochs / self.steps, seconds=self.seconds,
-            clips=self.clips_seen, **means, lr=self.lr_factor()))
+        self.metrics.append(dict(step=self.step, epoch=self.step * self.c.budget.epochs / self.steps,
+            seconds=self.seconds, clips=self.clips_seen, **means, lr=self.lr_factor()))
         self.sums.zero_()
         self.logged_step, self.logged_clips = self.step, self.clips_seen
         if self.run and runtime.rank() == 0:
-            with (self.run/'metrics.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(self.metrics[-1]) + '\n')
+            with open(self.run/'metrics.jsonl', 'a', encoding='utf-8') as f: print(json.dumps(self.metrics[-1]), file=f)
 
     def fit(self,
         until=None,   # stop before this step, as if interrupted; None: train to the end
@@ -184,12 +187,15 @@ class Trainer:
         "Train to the end. The first Ctrl-C or SIGTERM saves and leaves; `stopped` is then the signal's number."
         self.model.train()
         self.stopped = 0
-        with self.locked(), stop_signals() as stop, runtime.watch_peers(self.last_good), contextlib.closing(self.sampler):
-            for cb in self.callbacks: cb.start(self)
+        with (self.locked(), stop_signals() as stop, runtime.watch_peers(self.last_good),
+              contextlib.closing(self.sampler), contextlib.ExitStack() as stack):
+            for cb in self.callbacks:
+                cb.start(self)
+                stack.callback(cb.close, self)
             while self.done() < 1 and not self.stopped and (until is None or self.step < until):
                 start = time.monotonic()
                 self.advance()
-                if self.device.type == 'cuda' and self.step % 10 == 0: torch.cuda.synchronize(self.device)  # for the clock
+                if self.device.type == 'cuda' and self.step % 10 == 0: torch.cuda.synchronize(self.device)  # for timing
                 self.agree(stop.signum, time.monotonic() - start)
                 for cb in self.callbacks: cb.step(self)
             for cb in self.callbacks: cb.end(self)
@@ -219,9 +225,11 @@ class Trainer:
     def save(self):
         "Write the checkpoint."
         if not self.run or runtime.rank(): return
-        state = dict(step=self.step, seconds=self.seconds, clips_seen=self.clips_seen, opt={k: o.state_dict() for k, o in self.optimizers.items()})
+        state = dict(step=self.step, seconds=self.seconds, clips_seen=self.clips_seen,
+                     opt={k: o.state_dict() for k, o in self.optimizers.items()})
         if not hasattr(self, 'about'): self.about = describe_clips(self.clips)
-        save_checkpoint(self.run/'checkpoint.pt', self.model.state_dict(), self.c, {**self.about, 'root': str(self.root)}, state)
+        about = {**self.about, 'root': str(self.root)}
+        save_checkpoint(self.run/'checkpoint.pt', self.model.state_dict(), self.c, about, state)
         self.saved_step = self.step
 
     def last_good(self):
@@ -235,10 +243,10 @@ class Trainer:
         clips,  # the same `Clips`
         **kw,   # other arguments of `Trainer`
     ):
-        "The trainer of an interrupted run, where it stopped. Other clips, or a file without training state, raise `NvsError`."
+        "The trainer of an interrupted run, where it stopped. Other clips, or no training state, raise `NvsError`."
         model, config, about, state = load_run(run)
         saved = state.get('trainer')
-        if not saved: raise NvsError(f'{run}: weights only, without the state of a training; nvs generate can use it, nvs resume cannot')
+        if not saved: raise NvsError(f'{run}: weights only; nvs generate can use it, nvs resume cannot')
         t = cls(config, clips, **kw)
         same_clips(run, about, t.clips)
         t.run, t.root, t.about = Path(run), about['root'], {k: v for k, v in about.items() if k != 'root'}
@@ -256,11 +264,13 @@ class Trainer:
         for name, o in self.optimizers.items():
             o.load_state_dict(dict(state=saved['opt'][name]['state'], param_groups=o.state_dict()['param_groups']))
             for p, s in o.state.items():
-                if any(torch.is_tensor(x) and x.ndim and x.shape != p.shape for x in s.values()): raise ValueError(f'averages of {name}')
+                if any(torch.is_tensor(x) and x.ndim and x.shape != p.shape for x in s.values()):
+                    raise ValueError(f'averages of {name}')
         self.step = self.logged_step = self.saved_step = step
         self.seconds, self.clips_seen, self.logged_clips = float(seconds), seen, seen
         if runtime.rank(): return
         lines = read_metrics(self.run)
         self.metrics = [m for m in lines if m['step'] <= step]  # lines of lost steps go
         text = ''.join(json.dumps(m) + '\n' for m in self.metrics)
-        if len(self.metrics) < len(lines): atomic_write(self.run/'metrics.jsonl', lambda tmp: tmp.write_text(text, encoding='utf-8'))
+        if len(self.metrics) < len(lines):
+            atomic_write(self.run/'metrics.jsonl', lambda tmp: tmp.write_text(text, encoding='utf-8'))
