@@ -2,7 +2,7 @@
 
 The names that most programs need are here; they are imported when they are first used, since PyTorch takes seconds.
 """
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ['Config', 'NvsError', 'Trainer', 'compare', 'generate', 'load_clips', 'load_set', 'make_config', 'open_run', 'score_all']
 
 

@@ -126,7 +126,7 @@ def work(job, folder, *args):
     sys.stderr = (job_path(job, folder)/'log.txt').open('w', encoding='utf-8')
     with one_line(): train_and_score(job, folder, *args)
 
-# %% ../../nbs/library/plan.ipynb #d321accb
+# %% ../../nbs/library/plan.ipynb #88cd4204
 def finished(path, vgg):
     "Whether a run directory is trained and scored, with ImageNet features if `vgg` names some."
     try: scores = read_scores(path)
@@ -153,8 +153,8 @@ def start(path, *args):
 def why_ended(process, path):
     "'' if a process has done its job, else one line."
     if process.exitcode == 0: return ''
-    lines = (path/'log.txt').read_text(encoding='utf-8').split('\n') if process.exitcode > 0 else []
-    told = [line for line in lines if line] or [f'its process ended with code {process.exitcode}']
+    lines = (path/'log.txt').read_text(encoding='utf-8').splitlines() if process.exitcode > 0 else []
+    told = [line for line in lines if line.strip()] or [f'its process ended with code {process.exitcode}']
     return told[-1].removeprefix('nvs: ')
 
 def run_jobs(

@@ -54,7 +54,8 @@ def draw(
     n, L, m = len(clips), c.data.frames, c.model
     batches = math.ceil(n / c.optim.batch)
     epoch, i = divmod(step // c.optim.repeats, batches)
-    idx = np.array_split(epoch_order(n, c.seed, epoch), batches)[i]
+    first, end = (n // batches * j + min(j, n % batches) for j in (i, i + 1))
+    idx = epoch_order(n, c.seed, epoch)[first:end]
     rng = np.random.default_rng([c.seed, 1, step])
     keys = rng.random((len(idx), L)) + unseen[idx]  # those never shown come last, and K frames never reach them
     K = min(m.frames_per_clip or L, L // (1 + (m.train_frames == 'alternate')))
