@@ -122,8 +122,8 @@ def announce(t):
     if runtime.rank(): return
     c, k, Z, n = t.c, t.clips, getattr(t.model, 'Z', None), runtime.world()
     millions = lambda m: f'{sum(p.numel() for p in m.parameters())/1e6:.2f} M'
-    say(f'clips       {len(k)} of {k.L} frames, {k.size}x{k.size} px ({k.dataset}); '
-        f'{k.S} static codes and {k.T} transient paths')
+    say(f'clips       {len(k)} of {k.L} frames, {k.size}x{k.size} px ({k.dataset})'
+        + (f'; {count(k.S, "static code")}, {count(k.T, "transient path")}' if Z else ''))
     if k.skipped: say(f'left out    {len(k.skipped)}: ' + '; '.join(k.skipped[:3] + ['...'][:len(k.skipped) > 3]))
     say(f'parameters  {millions(t.model)}: ' + ', '.join(f'{x} {millions(m)}' for x, m in t.model.named_children()))
     codes = (f'z_s {tuple(Z.static.shape)}, z_t {tuple(Z.paths.shape)}' if Z else
@@ -233,7 +233,8 @@ def tune(
     from nvs_nb.evaluation.report import text_table
     config, on = settings(dataset, root, preset, model, changes), pick_device(device)
     rows, line = tune(config, load_clips(config, root), on, seconds)
-    say(text_table([(told, f'{speed:.0f} clips/s', f'{ratio:.2f}') for told, speed, ratio in rows]))
+    told = lambda settings: ' '.join(f'{k}={v}' for k, v in settings.items())
+    say(text_table([(told(s), f'{speed:.0f} clips/s', f'{ratio:.2f}') for s, speed, ratio in rows]))
     say(f'\nnext        nvs train {shlex.quote(dataset)} {line}')
 
 # %% ../nbs/library/cli.ipynb #ba03d0b5

@@ -775,8 +775,9 @@ def test_info_of_everything(film):
     Path('sets/golf').mkdir()
     out = done('data', 'info', '--root', 'sets').out
     words = ['18 clips, 1 static code, 18 transient paths', '36 clips, 6 static codes, 6 transient paths',
-             '60x48 pixels', 'chair-cad   not in sets; nvs data get chairs', '36 clips, 9 static codes, 4 transient paths',
-             'lena_run2 (lena does run in lena_run1.avi already)', 'sets/golf: no clips in it']
+             '60x48 pixels', 'chair-cad   not in sets; nvs data get chairs',
+             '36 clips, 9 static codes, 4 transient paths', 'lena_run2 (lena does run in lena_run1.avi already)',
+             'sets/golf: no clips in it']
     assert not [w for w in words if w not in out], out
     table = {x.split()[0]: x.split()[1:] for x in out.splitlines() if x.strip() and x.split()[0] in ACTIONS}
     assert [*table] == ACTIONS and table['side'] == ['x']*9 and table['bend'] == ['.']*9 and '36 of the 90 cells' in out

@@ -14,17 +14,13 @@ from ..core import NvsError
 
 # %% ../../nbs/1_method/06_losses.ipynb #5f12ce3f
 @lru_cache
-def _matrices(n, device):
+def pyramid_matrices(n, device='cpu'):
+    "For an axis of n pixels: `A (n/2, n)` blurs with [1 4 6 4 1]/16 and halves, `U (n, n/2)` stretches."
     unit, half = torch.eye(n)[:, None], torch.eye(n // 2)[:, None]  # signals of one channel
     kernel = torch.tensor([[[1., 4, 6, 4, 1]]]) / 16
     A = F.conv1d(F.pad(unit, (2, 2), mode='reflect'), kernel, stride=2)[:, 0].T  # borders mirrored
     U = F.interpolate(half, scale_factor=2, mode='linear', align_corners=False)[:, 0].T
     return A.contiguous().to(device), U.contiguous().to(device)
-
-@torch.compiler.assume_constant_result  # or else compiled code would compute them in each step
-def pyramid_matrices(n, device='cpu'):
-    "For an axis of n pixels: `A (n/2, n)` blurs with [1 4 6 4 1]/16 and halves, `U (n, n/2)` stretches."
-    return _matrices(n, device)
 
 def laplacian_pyramid(
     x,       # (..., H, W) square pictures

@@ -104,7 +104,9 @@ class Trainer:
         self.build(runtime.settle(config, self.device), clips)
         more = [Checkpoints(save_every), Samples(sample_every)] if run else []
         self.callbacks = [Metrics(log_every), Progress(), *callbacks, *more]
-        if run and runtime.rank() == 0: write_json(self.run/'config.json', self.c.to_dict())
+        if run and runtime.rank() == 0:
+            (self.run/'metrics.jsonl').unlink(missing_ok=True)  # of a run that came to no checkpoint
+            write_json(self.run/'config.json', self.c.to_dict())
 
     def build(self, c, clips):
         "Model, optimisers, sampler; nothing trained yet. `NvsError` if they do not fit together."
