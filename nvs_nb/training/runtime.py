@@ -7,7 +7,7 @@ __all__ = ['settle', 'prepare', 'rank', 'world', 'join', 'leave', 'all_gather', 
            'rank_zero_first', 'watch_peers', 'can_capture', 'make_capturable', 'CUDAGraph']
 
 # %% ../../nbs/library/runtime.ipynb #6d85f95a
-import contextlib, functools, os, re, warnings
+import contextlib, functools, os, re, time
 from datetime import timedelta
 import torch
 from torch import distributed as dist, nn
@@ -61,6 +61,7 @@ def leave():
     "The last word, when all have said theirs: who just ends may cut others off."
     if not dist.is_initialized(): return
     dist.barrier()
+    time.sleep(1)  # Gloo aborts whoever still reads the last message when the other side hangs up
     dist.destroy_process_group()
 
 def all_gather(x):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['training_step', 'parameters']
 
-# %% ../../nbs/1_method/07_two_stages.ipynb #3c9636a6
+# %% ../../nbs/1_method/07_two_stages.ipynb #dc09cf2e
 def training_step(
     model,       # says its `phases`; `loss` gives a loss and its terms; `project` restores what must hold
     optimizers,  # dict: name -> optimiser
     batch,       # what `model.loss` takes
-    average=lambda params, n: None,  # of gradients over processes, weighted by `n` clips
+    average=lambda params, n: None,  # called with what moves and the number of clips, before an update
 ):  # dict: name -> value
     "One step: in each phase the optimisers it names descend the loss, `repeat` times. Returns the terms of the losses."
     terms = {}
