@@ -514,7 +514,7 @@ def test_run_of_another_set(run):
 
 
 def test_damaged_files_beside_the_checkpoint(run):
-    for text in ('{"step": 1', '{"step": 1}', '3'):
+    for text in ('{"step": 1\n', '{"step": 1}\n', '3\n'):
         (run / 'metrics.jsonl').write_text(text)
         refused('info', run, names=['metrics.jsonl'])
     (run / 'metrics.jsonl').unlink()

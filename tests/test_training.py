@@ -172,6 +172,15 @@ def test_metrics_are_appended(chairs, tmp_path):
     assert set(load_run(tmp_path / 'run')[3]['trainer']) == {'step', 'seconds', 'clips_seen', 'opt'}
 
 
+def test_a_line_that_was_cut_short_is_no_obstacle(chairs, tmp_path):
+    "As a full disk or a power cut leaves it: the run goes on, and its lines are whole again"
+    start(make(epochs=8, batch=2), chairs, tmp_path / 'run', log_every=1).fit(until=6)
+    path = tmp_path / 'run' / 'metrics.jsonl'
+    path.write_bytes(path.read_bytes() + b'{"step": 7, "ep')
+    Trainer.resume(tmp_path / 'run', chairs, device='cpu', progress=False, log_every=1).fit(until=8)
+    assert [json.loads(x)['step'] for x in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_not_finite_stops_and_keeps_the_good_checkpoint(chairs, tmp_path):
     start(make(epochs=50), chairs, tmp_path / 'run').fit(until=10)
     t = Trainer.resume(tmp_path / 'run', chairs, device='cpu', progress=False)

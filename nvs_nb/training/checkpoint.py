@@ -172,10 +172,10 @@ def share_done(
 def read_metrics(
     run,  # run directory
 ):  # list of dicts, empty if there is no such file
-    "The lines of `metrics.jsonl`. A damaged line is an `NvsError`."
+    "The lines of `metrics.jsonl`, without one that was cut short at its end. A damaged line is an `NvsError`."
     path = Path(run)/'metrics.jsonl'
     if not path.exists(): return []
-    try: lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    try: lines = [json.loads(x) for x in path.read_text(encoding='utf-8').splitlines(True) if x.endswith('\n')]
     except (OSError, ValueError) as e: raise NvsError(f'{path}: not readable as lines of JSON ({e})') from e
     number = lambda x: isinstance(x, (int, float))
     good = lambda s: isinstance(s, dict) and {'step', 'epoch', 'seconds'} <= s.keys() and all(map(number, s.values()))

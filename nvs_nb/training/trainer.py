@@ -128,7 +128,7 @@ class Trainer:
         self.base_lr = {o: [float(g['lr']) for g in o.param_groups] for o in self.optimizers.values()}
         self.sampler = Sampler(c, self.clips, self.device, runtime.rank(), world)
         self.step = self.clips_seen = self.logged_step = self.logged_clips = self.stopped = 0
-        self.seconds, self.saved_step, self.metrics, self.written = 0., None, [], 0
+        self.seconds, self.saved_step, self.metrics = 0., None, []
         self.sums = torch.zeros(len(self.model.TERMS), device=self.device)
         self.compute = runtime.CUDAGraph(self.on_device) if captured else self.on_device
 
@@ -271,8 +271,7 @@ class Trainer:
         self.step = self.logged_step = self.saved_step = step
         self.seconds, self.clips_seen, self.logged_clips = float(seconds), seen, seen
         if runtime.rank(): return
-        lines = read_metrics(self.run)
-        self.metrics = [m for m in lines if m['step'] <= step]  # lines of lost steps go
-        text = ''.join(json.dumps(m) + '\n' for m in self.metrics)
-        if len(self.metrics) < len(lines):
-            atomic_write(self.run/'metrics.jsonl', lambda tmp: tmp.write_text(text, encoding='utf-8'))
+        self.metrics = [m for m in read_metrics(self.run) if m['step'] <= step]
+        text, path = ''.join(json.dumps(m) + '\n' for m in self.metrics), self.run/'metrics.jsonl'
+        if path.exists() and path.read_text(encoding='utf-8') != text:  # lines of lost steps, or half a line, go
+            atomic_write(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
