@@ -6,11 +6,12 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 JOBS ?= 2
 export MPLBACKEND ?= agg
 
-.PHONY: help demo test lab prepare outputs
+.PHONY: help demo test test-all coverage lab prepare outputs
 
 help:
 	@echo 'make demo                  learn the 18 embedded chairs and show what came of it'
-	@echo 'make test                  run every notebook and test'
+	@echo 'make test                  run every notebook and test, but for slow tests'
+	@echo 'make test-all              run everything, and print which share of the library it reaches'
 	@echo 'make lab                   open the notebooks in JupyterLab'
 	@echo 'make prepare               after editing notebooks: export the library, clean, write README.md'
 	@echo 'make outputs NB=nbs/library/viz.ipynb   run a notebook and store its outputs in the file'
@@ -19,8 +20,17 @@ demo: .venv/.lib
 	$(BIN)/nvs demo
 
 # One thread per worker: two notebooks side by side use two cores better than one notebook on both.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -rs -n $(JOBS) --dist worksteal --durations=15 -p no:cacheprovider
+
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -rs -n $(JOBS) --durations=15 -p no:cacheprovider
+	$(PYTEST) -m 'not slow'
+
+test-all: .venv/.dev
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+# Without the slow tests; more than `make test` takes, for every line is counted.
+coverage: .venv/.dev
+	$(PYTEST) -m 'not slow' --cov --cov-report=term-missing:skip-covered
 
 lab: .venv/.dev
 	$(BIN)/jupyter lab nbs

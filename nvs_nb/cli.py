@@ -4,24 +4,29 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 'Preset', 'Model', 'Change', 'Seconds', 'app', 'data_app',
-           'DEMO', 'say', 'option', 'Format', 'application', 'nvs', 'data', 'settings', 'safe_names', 'pick_clips',
-           'announce', 'resume_line', 'learn', 'conclude', 'train', 'resume', 'tune', 'generate', 'evaluate', 'compare',
-           'info', 'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell',
-           'data_info', 'get', 'main']
+           'cache_app', 'DEVICES', 'DEMO', 'say', 'option', 'Format', 'application', 'nvs', 'data', 'settings',
+           'safe_names', 'pick_clips', 'announce', 'resume_line', 'learn', 'conclude', 'train', 'resume', 'tune',
+           'generate', 'evaluate', 'compare', 'info', 'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents',
+           'home', 'locate', 'tell', 'cache', 'clear', 'data_info', 'get', 'main']
 
 # %% ../nbs/library/cli.ipynb #13770d75
-import contextlib, difflib, os, re, shlex, sys
+import contextlib, difflib, errno, os, re, sys
+from collections import Counter
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from . import __version__
-from .core import NvsError, one_line
+from .core import NvsError, complain, expand, one_line, printable, shell_line, silence
 
 # %% ../nbs/library/cli.ipynb #8a752ec9
 def say(text=''):
-    "Print at once, also into a pipe."
-    print(text, flush=True)
+    "Print at once, also into a pipe. A terminal that is gone, under a training that goes on, is no error."
+    try: print('\n'.join(map(printable, str(text).split('\n'))), flush=True)
+    except OSError as e:
+        if e.errno != errno.EIO: raise
+        silence()
 
 def option(name, metavar, help, show_default=False, **kw):
     "An option of a command."
@@ -52,9 +57,12 @@ def application(help, **kw):
 
 app = application('Non-adversarial video synthesis with learned priors: learn a dictionary of clips and generate them.',
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=100),
-    epilog='Exit codes: 0 done; 2 something to mend, named in one line; 130 and 143 stopped by Ctrl-C and SIGTERM.')
+    epilog='Exit codes: 0 done; 2 something to mend, named in one line; 130, 143, 129 stopped by '
+           'Ctrl-C, SIGTERM, a closed terminal.')
 data_app = application('The clips: which of them are here, and how to get the others.')
 app.add_typer(data_app, name='data')
+cache_app = application('The decoded clips that are kept, in $NVS_CACHE, else ~/.cache/nvs_nb.')
+app.add_typer(cache_app, name='cache')
 
 @app.callback(invoke_without_command=True)
 def nvs(
@@ -73,7 +81,7 @@ def settings(dataset, root, preset, model, changes, epochs=None, seconds=None): 
     "The configuration that options ask for. `NvsError` names the option that cannot be, or that contradicts another."
     from nvs_nb.config import make_config, parse_changes, place
     if dataset == 'chairs' and root: dataset = 'chair-cad'  # their archive, not the embedded ones
-    changes, told = parse_changes(changes), {}
+    changes, told = parse_changes([*map(printable, changes)]), {}
     for key, text in changes.items():
         if key in ('dataset', 'data.dataset', 'preset', 'model', 'model.name', 'name'):
             instead = dict(preset='--preset', dataset='DATASET').get(key.split('.')[-1], '--model')
@@ -87,17 +95,21 @@ def settings(dataset, root, preset, model, changes, epochs=None, seconds=None): 
         changes[key] = value
     return make_config(dataset, preset, model, **changes)
 
+DEVICES = '(con|prn|aux|nul|com[0-9]|lpt[0-9])'  # names that Windows keeps for itself, with any suffix
+
 def safe_names(
     names,     # any texts
     taken=(),  # names that are in use already
 ):  # as many file names without suffix, all different
-    "Names fit for files: letters, digits, dot, dash, underscore; about 80 characters; different even ignoring case."
-    out, seen = [], {t.lower() for t in taken}
+    """Names fit for files of any system: letters, digits, dot, dash, underscore; about 80 characters; different even
+    ignoring case; none that Windows keeps for devices."""
+    out, seen = [], {t.casefold() for t in taken}
     for name in names:
-        stem = safe = re.sub(r'[^\w.-]+', '_', name).strip('._-')[:80] or 'clip'
+        stem = re.sub(r'[^\w.-]+', '_', name).strip('._-')[:80].encode()[:200].decode(errors='ignore').strip('.')
+        stem = safe = re.sub(fr'^{DEVICES}(?=\.|$)', r'\g<0>_', stem or 'clip', flags=re.I)
         n = 1
-        while safe.lower() in seen: safe = f'{stem}-{(n := n+1)}'
-        seen.add(safe.lower())
+        while safe.casefold() in seen: safe = f'{stem}-{(n := n+1)}'
+        seen.add(safe.casefold())
         out.append(safe)
     return out
 
@@ -107,6 +119,8 @@ def pick_clips(
     run='',  # for the message
 ):  # clip numbers
     "The numbers of the clips named. An unknown name is an `NvsError` with the nearest ones."
+    from nvs_nb.data.readers import plain
+    names, wanted = [*map(plain, names)], [*map(plain, wanted)]
     for name in wanted:
         if name in names: continue
         near = difflib.get_close_matches(name, names, 3, .4) or names[:3]
@@ -136,16 +150,18 @@ def announce(t):
         + (f'{c.budget.seconds:g} s' if c.budget.seconds else f'{c.budget.epochs} epochs, {t.steps} steps'))
     say(f'run         {t.run}')
 
-def resume_line(run): return f'nvs resume {shlex.quote(str(run))}'
+def resume_line(run): return shell_line('nvs', 'resume', run)
 
 def learn(t):
     "Train; a signal ends in a saved run, a line that says how to go on, and the signal's exit code."
     from nvs_nb.training import runtime
-    t.fit()
+    try: t.fit()
+    except KeyboardInterrupt as e:  # the second one
+        raise type(e)(f'saved at step {t.saved_step}; go on with: {resume_line(t.run)}' * bool(t.saved_step)) from None
     first = runtime.rank() == 0
     runtime.leave()
     if not t.stopped: return
-    if first: print(f'nvs: stopped at step {t.step} and saved; go on with: {resume_line(t.run)}', file=sys.stderr)
+    if first: complain(f'nvs: stopped at step {t.step} and saved; go on with: {resume_line(t.run)}')
     raise typer.Exit(128 + t.stopped)
 
 def conclude(t, vgg, why):
@@ -181,21 +197,20 @@ def train(
     config, on = settings(dataset, root, preset, model, changes, epochs, seconds), pick_device(device)
     device = runtime.join(device)
     first, stem = runtime.rank() == 0, f'{dataset}-{preset if model == "nvs" else model}'
-    path = runtime.broadcast(place_run(runs, stem, name) if first else None)
+    paths = place_run(expand(runs), stem, name) if first else ()
     vgg, why = find_vgg(vgg16, False, on) if first else (None, '')
     with runtime.rank_zero_first(): clips = load_clips(config, root)
-    with new_folder(path) if first else contextlib.nullcontext():
-        t = Trainer(config, clips, path, device, root=root or '')
+    with new_folder(paths) if first else contextlib.nullcontext() as path:
+        t = Trainer(config, clips, runtime.broadcast(path), device, root=root or '')
         announce(t)
         learn(t)
-    if not first: return
-    conclude(t, vgg, why)
-    say(f'\nreport      {path/"report.html"}')
+        if first: conclude(t, vgg, why)
+    if first: say(f'\nreport      {path/"report.html"}')
 
 @app.command()
 def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None):
     "Go on where a run was stopped, then score it as train does."
-    from nvs_nb.core import pick_device
+    from nvs_nb.core import hold, pick_device
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.evaluation.report import read_scores
     from nvs_nb.training import runtime
@@ -206,18 +221,19 @@ def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = N
     first = runtime.rank() == 0
     vgg, why = find_vgg(vgg16, False, on) if first else (None, '')
     if not r.home: raise NvsError(f'{r.path}: no run of your own; only nvs generate, evaluate and info can use it')
-    with runtime.rank_zero_first(): clips = run_clips(r, root)
-    t = Trainer.resume(r.home, clips, device=device)
-    if root: t.root = root
-    if todo := t.done() < 1:
-        announce(t)
-        learn(t)
-    if not first: return
-    if not todo:
-        say(f'{r.path}: finished, {t.step} steps')
-        if (read_scores(r.home) or {}).get('step') == t.step and (r.home/'report.html').exists():
-            return say(f'scores are in {r.home/"scores.json"}; to make them anew: nvs evaluate {r.path}')
-    conclude(t, vgg, why)
+    with hold(r.home) if first else contextlib.nullcontext():
+        with runtime.rank_zero_first(): clips = run_clips(r, root)
+        t = Trainer.resume(r.home, clips, device=device)
+        if root: t.root = root
+        if todo := t.done() < 1:
+            announce(t)
+            learn(t)
+        if not first: return
+        if not todo:
+            say(f'{r.path}: finished, {t.step} steps')
+            if (read_scores(r.home) or {}).get('step') == t.step and (r.home/'report.html').exists():
+                return say(f'scores are in {r.home/"scores.json"}; to make them anew: nvs evaluate {r.path}')
+        conclude(t, vgg, why)
     say(f'\nreport      {r.home/"report.html"}')
 
 @app.command()
@@ -235,7 +251,7 @@ def tune(
     rows, line = tune(config, load_clips(config, root), on, seconds)
     told = lambda settings: ' '.join(f'{k}={v}' for k, v in settings.items())
     say(text_table([(told(s), f'{speed:.0f} clips/s', f'{ratio:.2f}') for s, speed, ratio in rows]))
-    say(f'\nnext        nvs train {shlex.quote(dataset)} {line}')
+    say(f'\nnext        {shell_line("nvs", "train", dataset)} {line}')
 
 # %% ../nbs/library/cli.ipynb #ba03d0b5
 @app.command()
@@ -253,7 +269,7 @@ def generate(
 ):
     "Write the clips of a run as GIF, MP4 and film strips."
     from nvs_nb import viz
-    from nvs_nb.core import pick_device
+    from nvs_nb.core import made_in, note_made, pick_device
     from nvs_nb.evaluation import samples
     from nvs_nb.models import nvs
     from nvs_nb.models.build import LATENT
@@ -269,14 +285,19 @@ def generate(
     else:
         names, idx = r.about['names'], pick_clips(clip, r.about['names'], r.path)
         clips = nvs.generate(r.model, *([r.about[ids][i] for i in idx] for ids in ('static_id', 'transient_id')))
-    folder = Path(out) if out else (r.home or Path())/'generated'
+    folder = expand(out) if out else (r.home or Path())/'generated'
     files = list(zip(safe_names([names[i] for i in idx], taken=['all']), clips))
     if len(clips) > 1: files.append(('all', viz.grid(clips)))
     kinds = [f.value for f in format] or [f.value for f in Format]
+    made = [f'{stem}.{dict(strip="png").get(kind, kind)}' for stem, _ in files for kind in kinds]
+    for name in {*made} - made_in(folder):
+        if (folder/name).exists(): raise NvsError(f'--out {folder}: {name} is there already, and we did not make it')
+    note_made(folder, made)
     for stem, frames in files:
         if 'gif' in kinds: viz.save_gif(folder/f'{stem}.gif', frames, fps, scale)
         if 'mp4' in kinds: viz.save_mp4(folder/f'{stem}.mp4', frames, fps, scale)
         if 'strip' in kinds and stem != 'all': viz.save_strip(folder/f'{stem}.png', viz.bigger(frames, scale))
+
     many = f'{len(clips)} new clips' if new or baseline else f'{len(clips)} of {len(names)} clips'
     say(f'{many} as {", ".join(dict.fromkeys(kinds))} in {folder}')
     if len(clips) > 1 and 'gif' in kinds: say(f'all at once: {folder/"all.gif"}')
@@ -284,7 +305,7 @@ def generate(
 @app.command()
 def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None):
     "Score all clips of a run again, and write its report anew."
-    from nvs_nb.core import pick_device
+    from nvs_nb.core import hold, pick_device
     from nvs_nb.evaluation import report
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.training.checkpoint import open_run, run_clips
@@ -292,7 +313,8 @@ def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg =
     vgg, why = find_vgg(vgg16, False, on)
     r = open_run(run, on)
     clips, kw = run_clips(r, root), dict(vgg=vgg, why=why, progress=True)
-    if r.home: scores, _ = report.finish(r.home, r.model, r.config, clips, root or r.about['root'], **kw)
+    if r.home:
+        with hold(r.home): scores, _ = report.finish(r.home, r.model, r.config, clips, root or r.about['root'], **kw)
     else: scores, *_ = report.score_all(r.model, r.config, clips, **kw)  # what is not ours is not written to
     say(report.text_table(report.score_rows(scores)))
     if r.home: say(f'\nreport      {r.home/"report.html"}')
@@ -312,10 +334,10 @@ def compare(
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.evaluation.tables import as_text
     from nvs_nb.paper.baselines import compare, score_table
-    from nvs_nb.training.checkpoint import is_free, new_folder, numbered
+    from nvs_nb.training.checkpoint import new_folder, numbered
     on = pick_device(device)
-    vgg, path = find_vgg(vgg16, False, on)[0], next(filter(is_free, numbered(Path(out))))
-    with new_folder(path): rows = compare(names, path, root, vgg, on, n=samples)
+    vgg = find_vgg(vgg16, False, on)[0]
+    with new_folder(numbered(expand(out))) as path: rows = compare(names, path, root, vgg, on, n=samples)
     say(as_text(score_table(rows)))
     if not vgg: say('\nfeatures of a VGG16 with random weights: compare in this table only; --vgg16 names trained ones')
     say(f'\nreport      {path/"report.html"}')
@@ -372,7 +394,7 @@ def demo(
 ):
     "Learn the 18 embedded chairs and show what came of it."
     from nvs_nb.config import make_config
-    from nvs_nb.core import pick_device
+    from nvs_nb.core import hold, pick_device
     from nvs_nb.data.clips import load_clips
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.training import runtime
@@ -381,17 +403,17 @@ def demo(
     on = pick_device(device)
     config = make_config('chairs', 'fast', **(DEMO | dict(seconds=seconds) if seconds else DEMO))
     config = runtime.settle(config, on)
-    clips, (path, again, line) = load_clips(config), demo_place(Path(out), config)
+    clips, (path, again, line) = load_clips(config), demo_place(expand(out), config)
     if line: say(line)
-    with contextlib.nullcontext() if again else new_folder(path):
+    with hold(path) if again else new_folder([path]):
         t = Trainer.resume(path, clips, device=device) if again else Trainer(config, clips, path, device)
         announce(t)
         learn(t)
-    scores, pictures = conclude(t, *find_vgg(None, False, on))
+        scores, pictures = conclude(t, *find_vgg(None, False, on))
     say()
     files = {'report.html': 'the page to read first', **pictures, 'scores.json': 'every score, and how it was computed'}
     for name, what in files.items(): say(f'{path/name}: {what}')
-    say(f'each chair by itself: nvs generate {shlex.quote(str(path))}')
+    say(f'each chair by itself: {shell_line("nvs", "generate", path)}')
     say(f'\nmean PSNR {scores["psnr_mean"]:.2f} dB, worst clip {scores["psnr_worst"]:.2f} dB')
 
 @app.command()
@@ -418,11 +440,13 @@ def reproduce(
     from nvs_nb.config import parse_changes
     from nvs_nb.paper.reproduce import make_plan, reproduce
     plan = make_plan(datasets, scale, root, seconds, parse_changes(changes), only)
-    runs = Path(runs or f'runs/reproduce-{scale}')
-    out = Path(out) if out else runs/('report' if datasets == 'all' else f'report-{datasets.replace(",", "-")}')
+    runs = expand(runs or f'runs/reproduce-{scale}')
+    out = expand(out) if out else runs/('report' if datasets == 'all' else f'report-{datasets.replace(",", "-")}')
     failed = reproduce(plan, runs, out, device, vgg16, side_by_side, report_only=report_only)
     for name, why in failed.items(): say(f'failed      {name}: {why}')
     say(f'report      {out/"report.html"}, {out/"report.md"}\ntrainings   {runs}')
+    if failed: raise NvsError(f'{count(len(failed), "training")} failed: {", ".join(failed)}; '
+                              'the report does without, the same command tries again')
 
 # %% ../nbs/library/cli.ipynb #d62bc7c6
 def count(n, what): return f'{n:,} {what}' + 's'*(n != 1)
@@ -432,52 +456,64 @@ def matrix(
 ):  # list of lines
     "Weizmann's ten actions by nine people as a text table, and others that are there; x where there is a film."
     from nvs_nb.data.download import ACTIONS, PEOPLE
-    people = PEOPLE + sorted({p for p, _ in cells} - {*PEOPLE})
-    actions = ACTIONS + sorted({a for _, a in cells} - {*ACTIONS})
-    have = sum((p, a) in cells for p in PEOPLE for a in ACTIONS)
+    there = {p for p, _ in cells}, {a for _, a in cells}
+    known = (PEOPLE, ACTIONS) if there[0] & {*PEOPLE} or not cells else ([], [])  # else other people, other actions
+    people, actions = (k + sorted(t - {*k}) for k, t in zip(known, there))
+    asked = [(p, a) for p in known[0] or people for a in known[1] or actions]
     lines = [' '*8 + ''.join(f'{p:>8}' for p in people)]
     lines += [f'{a:8}' + ''.join(f'{"x" if (p, a) in cells else ".":>8}' for p in people) for a in actions]
-    return lines + [f'{have} of the {len(PEOPLE)*len(ACTIONS)} cells']
+    return lines + [f'{len({*asked} & cells)} of the {len(asked)} cells']
 
 def contents(
     name,    # of a dataset
     root,    # its folder; None for an embedded one
-    most=3,  # how many left-out clips to name
+    every,   # decode every clip, not only the first
 ):  # list of (label, text)
-    "What is in a dataset, without decoding it. Errors are those of its reader."
+    "What is in a dataset. Errors are those of its reader."
     from nvs_nb.data.clips import EMBEDDED, load_set
-    from nvs_nb.data.frames import Window
-    from nvs_nb.data.readers import find_sources
+    from nvs_nb.data.readers import find_sources, measure
+    from tqdm.auto import tqdm
     if root is None:
         c, files = load_set(name, size=32, frames=1), [*(EMBEDDED/name).glob('*.png')]
         n, S, T, bad, note = len(c), c.S, c.T, [], 'embedded' if files else 'embedded, drawn at any size'
     else:
-        sources = find_sources(name, root)
-        usable = [s for s in sources if not s.why_not]
-        files, bad = [f for s in sources for f in s.files], [f'{s.name} ({s.why_not})' for s in sources if s.why_not]
+        sources, trouble = find_sources(name, root)
+        usable, sizes, bad = [], [], []
+        for s in tqdm([s for s in sources if not s.why_not], desc='decoding clips', unit='clip', delay=1, leave=False):
+            try:
+                if every or not sizes: sizes.append(measure(s))
+                usable.append(s)
+            except NvsError as e: bad.append(str(e).replace(f'{root}/', ''))
+        bad += trouble + [f'{s.name}: {s.why_not}' for s in sources if s.why_not]
+        files = [f for s in sources for f in s.files if f.is_file()]
         n, note = len(usable), str(root)
         S, T = len({s.static for s in usable}), len({s.transient for s in usable})
     lines = [(name, note), ('  clips', f'{count(n, "clip")}, {count(S, "static code")}, {count(T, "transient path")}')]
     if files: lines += [('  files', f'{count(len(files), "file")}, {sum(f.stat().st_size for f in files)/1e6:,.1f} MB')]
-    if root is not None and usable:
-        first = usable[0].read(name=usable[0].name, window=Window(1))[0]
-        lines.append(('  frames', f'{first.width}x{first.height} pixels in {usable[0].name}'))
-    if bad: lines.append(('  left out', f'{len(bad)}: ' + '; '.join(bad[:most] + ['...']*(len(bad) > most))))
+    if root is not None and sizes:
+        lengths, most = sorted(frames for frames, _ in sizes), Counter(size for _, size in sizes).most_common()
+        told = [f'{w}x{h}' + f' ({count(k, "clip")})'*(len(most) > 1) for (w, h), k in most]
+        where = '' if every else f' in {usable[0].name}'
+        few = f'{lengths[0]}' if lengths[0] == lengths[-1] else f'{lengths[0]} to {lengths[-1]}'
+        lines += [('  frames', few + f', median {lengths[len(lengths)//2]}'*(lengths[0] < lengths[-1]) + where),
+                  ('  pixels', ', '.join(told[:5] + ['...']*(len(told) > 5)) + where)]
+    shown = bad if every else bad[:3] + ['...']*(len(bad) > 3)
+    if bad: lines.append(('  left out', f'{len(bad)}: {"; ".join(shown)}'))
     if name == 'weizmann': lines += [('', line) for line in matrix({(s.static, s.transient) for s in usable})]
     return lines
 
 def home(root):
     "The folder of all datasets."
-    return Path(root or os.environ.get('NVS_DATA') or 'nvs-data').expanduser()
+    return expand(root or os.environ.get('NVS_DATA') or 'nvs-data')
 
 def locate(name, root, alone):
     "Where a dataset that is not embedded is, if it is here. Asked for by name (`alone`), `root` may be its own folder."
     for n in ('chair-cad', 'chairs') if name == 'chair-cad' else (name,):
         if (home(root)/n).is_dir(): return home(root)/n
-    return Path(root).expanduser() if root and alone else None
+    return expand(root) if root and alone else None
 
-def tell(name, root, alone):
-    "Print what is in a dataset, or what to do about it."
+def tell(name, root, alone, every=False):
+    "Print what is in a dataset, with every clip decoded or only the first, or what to do about it."
     from nvs_nb.data.download import OFFICIAL
     embedded = name in ('chairs', 'actors', 'swings')
     place = None if embedded else locate(name, root, alone)
@@ -485,11 +521,28 @@ def tell(name, root, alone):
         short = name.replace('chair-cad', 'chairs')
         how = f'nvs data get {short}' if short in OFFICIAL else 'give its folder with --root'
         return say(f'{name:12}not in {home(root)}; {how}')
-    try: lines = contents(name, place, 20 if alone else 3)
+    try: lines = contents(name, place, every)
     except NvsError as e:
         if alone: raise
         lines = [(name, str(place)), ('  trouble', str(e))]
     for label, text in lines: say(f'{label:12}{text}')
+
+@cache_app.callback(invoke_without_command=True)
+def cache(ctx: typer.Context):
+    "Tell what is kept: the decoded clips of each dataset, at each size. What is used least goes first."
+    if ctx.invoked_subcommand is not None: return
+    from nvs_nb.data.readers import cache_entries, cache_home, cache_limit
+    entries = cache_entries(cache_home())
+    for used, size, files in reversed(entries):
+        say(f'{size/1e6:10,.1f} MB  used {datetime.fromtimestamp(used):%Y-%m-%d %H:%M}  {files[0].stem}')
+    say(f'{sum(size for _, size, _ in entries)/1e6:10,.1f} MB  in {cache_home()}; at most {cache_limit()/1e9:g} GB '
+        '($NVS_CACHE_LIMIT)')
+
+@cache_app.command()
+def clear():
+    "Remove all decoded clips. Trainings that are running keep theirs; the next ones decode anew."
+    from nvs_nb.data.readers import cache_home, clear_cache
+    say(f'{clear_cache(cache_home())/1e6:,.1f} MB removed from {cache_home()}')
 
 @data_app.command('info')
 def data_info(
@@ -502,7 +555,7 @@ def data_info(
     if dataset not in (None, *SETS): raise NvsError(f'dataset {dataset}: unknown; choose one of {", ".join(SETS)}')
     names = [n for n in SETS if n != 'folder'] if dataset is None else [dataset]
     if dataset == 'chairs' and (root or locate('chair-cad', None, False)): names.append('chair-cad')
-    for name in names: tell(name, root, dataset is not None)
+    for name in names: tell(name, root, dataset is not None, dataset is not None)
 
 @data_app.command()
 def get(
@@ -527,14 +580,18 @@ def get(
     if got.there: say(f'{"were there":12}{", ".join(got.there)}')
     if got.missing: say(f'{"not found":12}{", ".join(got.missing)}: the dataset goes without')
     tell('chair-cad' if name == 'chairs' else name, str(got.folder), True)
-    say(f'\n{"next":12}nvs train {name} --root {shlex.quote(str(got.folder))}')
+    say(f'\n{"next":12}{shell_line("nvs", "train", name, "--root", got.folder)}')
     if home(None).absolute() != place.absolute() or 'NVS_DATA' not in os.environ:
-        say(f'{"or":12}export NVS_DATA={shlex.quote(str(place.absolute()))}, and the dataset needs no --root')
+        say(f'{"or":12}export NVS_DATA={shell_line(place.absolute())}, and the dataset needs no --root')
 
 # %% ../nbs/library/cli.ipynb #7aa730d5
 def main(argv=None):
     "The entry point of `nvs`: runs a command line and returns its exit code."
     os.environ.setdefault('MPLBACKEND', 'agg')  # files only, no windows
+    if 'OMP_WAIT_POLICY' not in os.environ:  # read when torch is imported; in GCC's OpenMP idle threads spin long,
+        os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # ten times the work where other programs want the cores
+    for stream in sys.stdout, sys.stderr:
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')  # for consoles of any encoding
     try:
         with one_line():
             command = typer.main.get_command(app)

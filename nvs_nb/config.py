@@ -13,7 +13,7 @@ __all__ = ['Power', 'IdMap', 'AnyModel', 'MODELS', 'DATASETS', 'SIMILAR', 'PAPER
 import difflib, hashlib, json
 from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from .core import NvsError
+from .core import NvsError, shown
 
 # %% ../nbs/library/config.ipynb #c2bd97d5
 class Section(BaseModel):
@@ -33,8 +33,8 @@ Power = Annotated[int, AfterValidator(power_of_two)]
 class DataConfig(Section):
     "Which clips, and which frames of them."
     dataset: str = 'chairs'       # embedded: chairs, actors, swings; read: chair-cad, weizmann, golf, folder
-    keep: str = ''                # patterns of clip names to use, such as '*_run,*_walk'; '': all
-    leave_out: str = ''           # patterns of clip names not to use
+    keep: str = ''                # names of clips, or patterns like '*_run,*_walk' (as \\* a star is a star); '': all
+    leave_out: str = ''           # names or patterns of clips not to use
     draw: int = within(0, 0, 10**7)           # clips drawn from the dataset at random; 0: all
     draw_seed: int = within(0, 0, 2**31 - 1)  # of the clips drawn and of windows that are drawn once
     fit: Literal['crop', 'whole'] = 'crop'    # frames that are not square: centre crop, or the whole squeezed
@@ -184,9 +184,10 @@ class Config(Section):
                 for n, x in (v.items() if isinstance(v, dict) else [('', v)])}
 
     @classmethod
-    def from_dict(cls, d):  # `Config`
-        "A `Config` from nested dictionaries. `NvsError` names what is unknown or wrong."
-        try: return cls.model_validate(d)
+    def from_dict(cls, d, strict=False):  # `Config`
+        "A `Config` from nested dictionaries; strict: texts are no numbers. `NvsError` names what is unknown or wrong."
+        if not isinstance(d, dict): raise NvsError('config: no dictionary')
+        try: return cls.model_validate(d, strict=strict)
         except ValidationError as e: raise NvsError('config: ' + complaint(e, d)) from None
 
     def replace(self, **changes):  # `Config`
@@ -240,10 +241,11 @@ def complaint(e, d):
     loc = [str(x) for x in first['loc'] if x not in MODELS]
     if first['type'].startswith('union_tag'): return f'model must be one of {", ".join(MODELS)}'
     if first['type'] == 'value_error' and not loc: return first['msg'].partition(', ')[2]
-    name = model.get('name', 'nvs') if isinstance(model, dict) else 'nvs'
-    try: s, field = place('.'.join(loc), name if name in MODELS else 'nvs')
+    name = model.get('name') if isinstance(model, dict) else ''
+    name = name if name in [*MODELS] else 'nvs'
+    try: s, field = place('.'.join(loc), name)
     except NvsError as unknown: return str(unknown).removeprefix('config: ')
-    return f'{".".join(loc)} must be {expected(sections(name)[s][field])}, not {first["input"]!r}'
+    return f'{".".join(loc)} must be {expected(sections(name)[s][field])}, not {shown(first["input"])}'
 
 def parse_changes(
     items,  # texts 'key=value'
@@ -292,10 +294,11 @@ def make_config(
     **changes,       # any other settings, by name or dotted name
 ):  # `Config`
     "The configuration of a dataset: defaults, then the dataset's row, then the preset, then `changes`."
-    similar = SIMILAR.get(dataset, dataset)
     for name, value, known in (
         ('dataset', dataset, [*DATASETS, *SIMILAR]), ('preset', preset, PRESETS), ('model', model, MODELS)):
-        if value not in known: raise NvsError(f'unknown {name} {value!r}: use one of {", ".join(known)}')
+        if not isinstance(value, str) or value not in known:
+            raise NvsError(f'unknown {name} {value!r}: use one of {", ".join(known)}')
+    similar = SIMILAR.get(dataset, dataset)
     if (preset == 'released') != (model == 'released'):
         if model not in ('nvs', 'released'): raise NvsError(f'model {model}: the preset released is for our model')
         preset = model = 'released'

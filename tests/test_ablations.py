@@ -1,15 +1,17 @@
 "Random codes, white chairs, and the long measurement on toys: told, kept, gone on with."
-import os
-import subprocess
+import contextlib
+import io
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import typer
+from conftest import use_jobs_here, use_small_vgg
 
 from nvs_nb.config import make_config
-from nvs_nb.core import NvsError, read_json
+from nvs_nb.core import NvsError, one_line, read_json
 from nvs_nb.data.clips import load_clips
 from nvs_nb.evaluation.metrics import fcs, log_distance, motion, untrained_vgg
 from nvs_nb.evaluation.tables import Picture, write_pages
@@ -22,6 +24,13 @@ from nvs_nb.paper.plan import Done, Job, Plan, open_job
 TOY = dict(size=32, frames=4, levels=2, width=16, hidden=8, d_s=8, d_t=4, precision='fp32', threads=1, epochs=3)
 CHANGES = [f'{k}={v}' for k, v in TOY.items()]
 THREE = ['no-triplet-no-static', 'full', 'no-codes']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def vgg_is_small():
+    with pytest.MonkeyPatch.context() as m:
+        use_small_vgg(m)
+        yield
 
 
 def fresh(**changes):
@@ -94,12 +103,14 @@ def folder(tmp_path_factory):
 
 def command(place, code, *more, only=THREE):
     args = [x for option, some in (('--only', only), ('--set', CHANGES)) for value in some for x in (option, value)]
-    args += '--seconds 0 --seeds 1 --videos 3 --runs runs --out SET.json --device cpu'.split() + [*more]
-    env = {k: v for k, v in os.environ.items() if k != 'NVS_VGG16'}
-    call = [sys.executable, '-m', 'nvs_nb.paper.ablations', 'chairs', *args]
-    p = subprocess.run(call, cwd=place, env=env, text=True, capture_output=True)
-    assert p.returncode == code, p.stderr
-    return p.stderr
+    args += '--seconds 0 --seeds 1 --videos 3 --device cpu'.split() + [*more]
+    places, err = ['--runs', str(place / 'runs'), '--out', str(place / 'SET.json')], io.StringIO()
+    with pytest.MonkeyPatch.context() as m, contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+        m.setattr(sys, 'argv', ['ablations', 'chairs', *args, *places])
+        use_jobs_here(m)
+        with one_line(): typer.run(ablate)
+    assert (end.value.code or 0) == code, err.getvalue()
+    return err.getvalue()
 
 
 def toy(name): return Job(f'chairs/{name}-0', make_config('chairs', **{**TOY, 'seconds': 0., **VARIANTS[name]}))
@@ -165,10 +176,10 @@ def test_a_training_that_fails_is_one_line(tmp_path):
     assert not (tmp_path / 'chairs.json').exists()
 
 
-def test_seeds_are_trainings_of_their_own(tmp_path):
+def test_seeds_are_trainings_of_their_own(tmp_path, jobs_here):
     "And datasets without white chairs have no such number"
     place = dict(out=str(tmp_path / 'SET.json'), runs=str(tmp_path / 'runs'))
-    ablate('golf', 0., 2, 2, ['full'], [*CHANGES, 'epochs=20'], **place, device='cpu')
+    ablate('golf', 0., 2, 2, ['full'], [*CHANGES, 'epochs=10'], **place, device='cpu')
     book = read_json(tmp_path / 'golf.json')
     a, b = book['variants']['full']['runs']
     assert (a['seed'], b['seed']) == (0, 1) and a['psnr_mean'] != b['psnr_mean'] and 'white' not in a

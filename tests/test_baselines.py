@@ -37,8 +37,8 @@ def options(model):
 
 
 @pytest.fixture(autouse=True)
-def few(tmp_path, monkeypatch):
-    "An empty folder to work in; only few clips are scored"
+def few(tmp_path, monkeypatch, small_vgg):
+    "An empty folder to work in; only few clips are scored, with a small network"
     monkeypatch.chdir(tmp_path)
     short = lambda *args, n=0, **kw: samples.evaluate_run(*args, n=FEW, **kw)
     for module in (report, baselines): monkeypatch.setattr(module, 'evaluate_run', short)
@@ -105,7 +105,7 @@ def test_compare(chairs):
     assert [r[0] for r in table.rows] == ['real clips (bound)', 'frozen video (control)', *labels]
     assert 'VGAN (runs/vgan2)' in as_text(table)
     assert all(label in text for label in labels) and 'random weights' in text
-    assert {p.name for p in Path('page').iterdir()} == {
+    assert {p.name for p in Path('page').iterdir() if p.name[0] != '.'} == {
         'report.md', 'report.html', 'results.json', 'strips.png', 'clips.gif', 'losses.png'}
     for names, told in (
             (['vgan', 'some'], 'runs/some: trained on other clips'),
@@ -114,27 +114,6 @@ def test_compare(chairs):
             (['vgan', 'short'], 'runs/short: clips of 4 frames and 32 pixels, runs/vgan has 8 and 32')):
         with pytest.raises(NvsError, match=re.escape(told)): baselines.compare(names, 'other', progress=False)
     assert not Path('other').exists()
-
-
-def test_checkpoint_is_not_trusted(chairs):
-    Trainer(config('vgan', epochs=1), chairs, 'runs/a', 'cpu', progress=False).fit()
-    path = Path('runs/a/checkpoint.pt')
-    good = torch.load(path, weights_only=True)
-    def spoilt(**parts):
-        torch.save({**good, **parts}, path)
-        return path.parent
-    for section, change, word in (('model', dict(name='os'), 'model'), ('model', dict(width=32), 'do not fit'),
-                                  ('data', dict(frames=4), 'frames')):
-        changed = {**good['config'], section: {**good['config'][section], **change}}
-        with pytest.raises(NvsError, match=word): load_run(spoilt(config=changed))
-    name, w = next(iter(good['model'].items()))
-    with pytest.raises(NvsError, match='non-finite'): load_run(spoilt(model={**good['model'], name: w * torch.nan}))
-    g, d = (good['trainer']['opt'][k] for k in 'GD')
-    for change in (dict(opt=dict(G=dict(g, state=d['state']), D=d)), dict(opt=dict(D=d)),
-                   dict(step=-5), dict(seconds='x')):
-        run = spoilt(trainer={**good['trainer'], **change})
-        with pytest.raises(NvsError, match='state of the training'):
-            Trainer.resume(run, chairs, device='cpu', progress=False)
 
 
 def test_kept_scores_are_not_trusted(chairs):
@@ -151,18 +130,21 @@ def test_kept_scores_are_not_trusted(chairs):
         assert score()['new']['fidelity'] == before['new']['fidelity']
 
 
-def test_section_of_the_report(monkeypatch):
+def test_section_of_the_report(monkeypatch, jobs_here):
     "`nvs reproduce --only baselines` in small: one baseline, scored at the end and on its way; nothing is done twice"
     monkeypatch.setattr(baselines, 'BASELINES', dict(vgan=BASELINES['vgan']))
     monkeypatch.setattr(baselines, 'ADVERSARIAL', ())
-    monkeypatch.setattr(baselines, 'EARLY', 20)
-    small = {k: v for k, v in {**TINY, **GAN, **OWN['nvs']}.items() if k != 'batch'}
-    plan = Plan('demo', sets=('chairs',), seconds=3., changes=small, only=('baselines',))
+    monkeypatch.setattr(baselines, 'EARLY', 2 * CLIPS)  # in the one second of the plan
+    job = Plan.job
+    monkeypatch.setattr(Plan, 'job', lambda *args, **kw: job(*args, **kw, seconds=0.))  # so that epochs count
+    small = {k: v for k, v in {**TINY, **GAN, **OWN['nvs']}.items() if k != 'batch'} | dict(epochs=4)
+    plan = Plan('demo', sets=('chairs',), seconds=1., changes=small, only=('baselines',))
     assert reproduce.reproduce(plan, 'runs', 'page', 'cpu', progress=False) == {}
     section = json.loads(Path('page/results.json').read_text())['sections']['Baselines: Chair-CAD']
     labels = ['ours, codes of the dictionary', 'ours, codes exchanged between clips', 'VGAN']
     assert [*section['time']] == [*section['early']] == labels
-    assert 60 <= section['early']['VGAN']['clips_seen'] <= section['time']['VGAN']['clips_seen']
+    early, late = (section[when]['VGAN']['clips_seen'] for when in ('early', 'time'))
+    assert 2 * CLIPS <= early < late == 4 * CLIPS
     assert {'seconds', 'discriminator', 'mask'} <= {*section['losses']['vgan']}
     assert Path('page/strips-chairs-vgan.png').exists()
     text = Path('page/report.md').read_text()

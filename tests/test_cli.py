@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,6 @@ from nvs_nb.data.clips import SETS
 from nvs_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = {**os.environ, 'PYTHONPATH': str(ROOT)}  # for commands in a process of their own
 TINY = ['--device', 'cpu', *'--set size=32 --set width=16 --set hidden=8 --set batch=6'.split(),
         *'--set precision=fp32 --set threads=1'.split()]
 SHORT = [*TINY, '--set', 'frames=4', '--epochs', '1']
@@ -39,7 +39,7 @@ IMAGES = '.gif .png .mp4'.split()
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, small_vgg):
     "An empty folder to work in, and no data, cache or weights of this machine"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('NVS_CACHE', str(tmp_path / '.cache'))
@@ -61,8 +61,8 @@ def done(*args):
 
 
 def tree(top='.'):
-    "Every file with its content and time, every folder; the cache does not count"
-    paths = [p for p in sorted(Path(top).rglob('*')) if '.cache' not in p.parts]
+    "Every file with its content and time, every folder; the cache and locks do not count"
+    paths = [p for p in sorted(Path(top).rglob('*')) if '.cache' not in p.parts and p.name != '.lock']
     return {p.as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) if p.is_file() else None for p in paths}
 
 
@@ -217,7 +217,7 @@ def test_resume_where_the_clips_have_moved(run, trained):
 
 def test_generate_everything(run):
     done('generate', run)
-    names = sorted(p.name for p in (run / 'generated').iterdir())
+    names = sorted(p.name for p in (run / 'generated').glob('[!.]*'))
     assert names == sorted([f'{n}{s}' for n in '012' for s in IMAGES] + ['all.gif', 'all.mp4'])
     assert iio.imread(run / 'generated/1.mp4', plugin='pyav').shape == (4, 32, 32, 3)
     with Image.open(run / 'generated/1.gif') as im: assert im.size == (32, 32)
@@ -227,7 +227,7 @@ def test_generate_everything(run):
 
 def test_generate_some(run):
     done('generate', run, *'--clip 2 --clip 0 --format gif --format strip --out x/y --scale 3 --fps 5'.split())
-    assert sorted(p.name for p in Path('x/y').iterdir()) == ['0.gif', '0.png', '2.gif', '2.png', 'all.gif']
+    assert sorted(p.name for p in Path('x/y').glob('[!.]*')) == ['0.gif', '0.png', '2.gif', '2.png', 'all.gif']
     with Image.open('x/y/2.gif') as im:  # frames that are equal are stored once, and shown for longer
         assert im.size == (96, 96) and sum(f.info['duration'] for f in ImageSequence.Iterator(im)) == 4*200
 
@@ -237,10 +237,10 @@ def test_generate_makes_names_safe(run):
     edit(run, clips=lambda c: {**c, 'names': names})
     before = tree()
     done('generate', run, '--format', 'strip', '--out', 'run/out')
-    assert sorted(tree().keys() - before.keys()) == ['run/out', 'run/out/all-2.png', 'run/out/up.png',
-                                                           'run/out/Über_Weg_1.png']
+    assert sorted(tree().keys() - before.keys()) == [
+        'run/out', 'run/out/.nvs-made', 'run/out/all-2.png', 'run/out/up.png', 'run/out/Über_Weg_1.png']
     done('generate', run, '--clip', '../../up', '--format', 'gif', '--out', 'one')
-    assert os.listdir('one') == ['up.gif']
+    assert sorted(os.listdir('one')) == ['.nvs-made', 'up.gif']
 
 
 def test_pretrained(run, place, monkeypatch):
@@ -279,11 +279,9 @@ def test_help_names_all_sets_and_commands():
 
 def test_help_is_quick():
     "It must not import torch"
-    start = time.perf_counter()
     command = [sys.executable, '-X', 'importtime', '-m', 'nvs_nb.cli', '--help']
     p = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert p.returncode == 0 and 'demo' in p.stdout and ' torch' not in p.stderr and ' numpy' not in p.stderr
-    assert time.perf_counter() - start < 5
 
 
 def press(monkeypatch, logs=2):
@@ -409,14 +407,14 @@ def test_root_missing_or_empty():
 
 
 def test_truncated_image():
-    path = golf('g') / '1.jpg'
+    path = golf('g', clips=1) / '0.jpg'
     path.write_bytes(path.read_bytes()[:-800])
-    refused(*train('golf', 'g'), names=['1.jpg'])
+    refused(*train('golf', 'g'), names=['0.jpg'])
 
 
 def test_file_that_is_no_image():
-    (golf('g') / '1.jpg').write_text('a text that was renamed')
-    refused(*train('golf', 'g'), names=['1.jpg'])
+    (golf('g', clips=1) / '0.jpg').write_text('a text that was renamed')
+    refused(*train('golf', 'g'), names=['0.jpg'])
 
 
 def test_renamed_render():
@@ -432,7 +430,7 @@ def test_width_that_does_not_divide():
     Path('w/walk').mkdir(parents=True)
     Image.new('RGB', (4*80 + 10, 64)).save('w/walk/eli_walk.png')
     refused(*train('weizmann', 'w'), names=['eli_walk.png'])
-    golf('g', clips=1), Image.new('RGB', (40, 170)).save('g/odd.png')
+    golf('g', clips=0), Image.new('RGB', (40, 170)).save('g/odd.png')
     refused(*train('golf', 'g'), names=['odd.png'])
 
 
@@ -445,13 +443,13 @@ def test_clips_too_short():
 
 
 def test_mixed_sizes():
-    own('o', ['a', 'b']), Image.new('RGB', (60, 40)).save('o/b/3.png')
+    own('o', ['b']), Image.new('RGB', (60, 40)).save('o/b/3.png')
     refused(*train('folder', 'o'), names=['3.png'])
 
 
 def test_video_without_frames():
     import av
-    own('o', ['a']), Path('o/zero.mp4').touch()
+    Path('o').mkdir(), Path('o/zero.mp4').touch()
     refused(*train('folder', 'o'), names=['zero.mp4'])
     Path('o/zero.mp4').unlink()
     with av.open('o/header.avi', 'w') as f:
@@ -467,7 +465,7 @@ def test_loss_that_is_not_finite():
     wild = 'lr_z=10000 latent_opt=sgd code_norm=none loss=mse norm=none g_init=fan output=linear'.split()
     args = ['train', 'chairs', '--name', 'wild', *SHORT[:-1], '40', *(x for w in wild for x in ('--set', w))]
     complaint(nvs(*args), 'not finite', 'step')
-    assert tree() == {}
+    assert runs.load_checkpoint(Path('runs/wild/checkpoint.pt'))['trainer']['step'] == 0  # the last good one
 
 
 def test_weights_that_are_not_finite(run):
@@ -546,34 +544,26 @@ def test_no_permission():
         assert os.listdir(d) == []
 
 
-LIMITED = '''
-import resource, sys
-from nvs_nb.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.exit(main(sys.argv[2:]))
-'''
+def limited(*args):
+    "A command that cannot write files of more than 20,000 bytes, as on a disk that fills up"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+    return cli.main([str(a) for a in args])
 
 
-def limited(size, *args):
-    "Run a command that cannot write files larger than `size` bytes, as on a disk that fills up"
-    command = [sys.executable, '-c', LIMITED, str(size), *map(str, args)]
-    p = subprocess.run(command, capture_output=True, text=True, env=HERE)
-    return SimpleNamespace(code=p.returncode, out=p.stdout, err=p.stderr)
-
-
-def test_no_space_left():
+def test_no_space_left(fork):
     "Where no checkpoint fits, no run stays"
-    complaint(limited(20000, 'train', 'chairs', '--name', 'full', *SHORT), 'runs/full/checkpoint.pt')
+    complaint(fork(limited, 'train', 'chairs', '--name', 'full', *SHORT).result(), 'runs/full/checkpoint.pt')
     assert tree() == {}
 
 
-def test_no_space_left_for_a_run_that_stands(run):
+def test_no_space_left_for_a_run_that_stands(run, fork):
     "The checkpoint that stands is not harmed; with space again, all goes on"
     edit(run, config=lambda c: {**c, 'budget': {**c['budget'], 'epochs': 3}})
     before = tree()
-    complaint(limited(20000, 'resume', run), 'run/checkpoint.pt')
+    complaint(fork(limited, 'resume', run).result(), 'run/checkpoint.pt')
     after = tree()
-    assert after.keys() == before.keys() and all(after[k] == before[k] for k in before if 'metrics' not in k)
+    assert after.keys() == before.keys()
+    assert not [k for k in before if after[k] != before[k] and 'metrics' not in k]
     done('resume', run)
     assert json.loads((run / 'scores.json').read_text())['step'] == 3
 
@@ -593,21 +583,18 @@ def test_ctrl_c_then_resume(monkeypatch):
     assert s['step'] == 3*(step//3 + 2) > step
 
 
-def test_sigterm_then_resume(place):
+def test_sigterm_then_resume(fork):
     "In a process of its own, as a scheduler would end it"
-    command = [sys.executable, '-m', 'nvs_nb.cli', 'train', 'chairs', '--name', 'r', *TINY, '--seconds', '2']
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=HERE)
-    assert any(line.startswith('run ') for line in p.stdout), p.stderr.read()  # the last line before training
-    time.sleep(.5)
+    p = fork(cli.main, ['train', 'chairs', '--name', 'r', *TINY, '--set', 'frames=4', '--epochs', '1000000'])
+    while not Path('runs/r/metrics.jsonl').exists() and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGTERM)
-    out, err = p.communicate(timeout=60)
-    complaint(SimpleNamespace(code=p.returncode, out=out, err=err), 'nvs resume runs/r', code=143)
+    complaint(p.result(60), 'nvs resume runs/r', code=143)
     have = set(os.listdir('runs/r'))
     assert {'checkpoint.pt', 'metrics.jsonl', 'config.json'} <= have and 'report.html' not in have
+    step = json.loads(Path('runs/r/metrics.jsonl').read_text().splitlines()[-1])['step']
+    edit('runs/r', config=lambda c: {**c, 'budget': {**c['budget'], 'epochs': step//3 + 1}})
     done('resume', 'runs/r')
-    assert Path('runs/r/report.html').exists()
-    seconds = json.loads(Path('runs/r/metrics.jsonl').read_text().splitlines()[-1])['seconds']
-    assert 2 <= seconds < 6
+    assert json.loads(Path('runs/r/scores.json').read_text())['step'] == 3*(step//3 + 1)
 
 
 @pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -634,13 +621,17 @@ def test_signals_are_given_back():
 
 # ---- the rest
 
-def test_pipe_that_closes(run):
+def into_a_closed_pipe(*args):
+    r, w = os.pipe()
+    os.dup2(w, 1), os.close(w), os.close(r)
+    sys.stdout = open(1, 'w', closefd=False)
+    return cli.main(args)
+
+
+def test_pipe_that_closes(run, fork):
     "nvs info RUN | head -0"
-    command = [sys.executable, '-m', 'nvs_nb.cli', 'info', 'run']
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=HERE)
-    p.stdout.close()
-    err = p.stderr.read()
-    assert (p.wait(), err) == (141, b'')
+    r = fork(into_a_closed_pipe, 'info', 'run').result()
+    assert (r.code, r.err) == (141, '')
 
 
 def test_no_memory(monkeypatch):

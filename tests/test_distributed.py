@@ -2,53 +2,66 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-
-from nvs_nb.config import make_config
-from nvs_nb.data.clips import load_set
-from nvs_nb.training.checkpoint import load_run
-from nvs_nb.training.trainer import Trainer
-
-SMALL = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, norm='group', threads=1, batch=8, epochs=10)
-CODE = '''
-import json, sys
 from torch import distributed as dist
+
+from nvs_nb.cli import main
 from nvs_nb.config import make_config
 from nvs_nb.data.clips import load_set
 from nvs_nb.training import runtime
+from nvs_nb.training.checkpoint import load_run
 from nvs_nb.training.trainer import Trainer
-device = runtime.join('cpu')
-what = json.loads(sys.argv[1])
-clips = load_set(what['dataset'], size=32, frames=what.get('frames', 16))
-kw = dict(device=device, progress=False, log_every=what.get('log_every', 1))
-if what.get('resume'): t = Trainer.resume(what['run'], clips, **kw)
-else: t = Trainer(make_config(what['dataset'], **what['config']), clips, what['run'], **kw)
-said, reduce = [], dist.all_reduce
-dist.all_reduce = lambda *a, **k: (said.append(a[0].numel()), reduce(*a, **k))[1]
-t.fit(until=what.get('until'))
-if runtime.rank() == 0: print('SAID', len(said), t.step)
-runtime.leave()
-'''
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = dict(size=32, width=16, hidden=8, d_s=6, d_t=5, levels=3, norm='group', threads=1, batch=8, epochs=10)
 
 
-def torchrun(*args, n=2):
-    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}', *map(str, args)]
+def train(environ, dataset, run, config=None, frames=16, log_every=1, until=None):
+    "What each process does: train, or go on with a run; how much was said goes to a file."
+    os.environ.update(environ)
+    device = runtime.join('cpu')
+    clips, kw = load_set(dataset, size=32, frames=frames), dict(device=device, progress=False, log_every=log_every)
+    t = Trainer(make_config(dataset, **config), clips, run, **kw) if config else Trainer.resume(run, clips, **kw)
+    said, reduce = [], dist.all_reduce
+    dist.all_reduce = lambda *a, **k: (said.append(a[0].numel()), reduce(*a, **k))[1]
+    t.fit(until=until)
+    if runtime.rank() == 0: Path(run, 'said').write_text(f'{len(said)} {t.step}')
+    runtime.leave()
+
+
+def command(environ, *args):
+    os.environ.update(environ)
+    return main([str(a) for a in args])
 
 
 @pytest.fixture
-def several(tmp_path):
-    (tmp_path / 'several.py').write_text(CODE)
-    def go(n, **what):
-        command = torchrun(tmp_path / 'several.py', json.dumps(what), n=n)
-        done = subprocess.run(command, capture_output=True, text=True, env=ENV)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return [int(x) for x in done.stdout.partition('SAID')[2].split()[:2]]
+def together(fork):
+    "Start a function in `n` processes that find each other as `torchrun` would have told them."
+    def start(n, function, *args):
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        common = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        return [fork(function, {**common, 'RANK': str(i), 'LOCAL_RANK': str(i)}, *args) for i in range(n)]
+    return start
+
+
+def ended(processes): return [p.result(120) for p in processes]
+
+
+@pytest.fixture
+def several(together):
+    def go(n, dataset, run, *args, **kw):
+        for r in ended(together(n, partial(train, **kw), dataset, str(run), *args)): assert r.code == 0, r.err[-3000:]
+        return map(int, Path(run, 'said').read_text().split())
     return go
 
 
@@ -79,7 +92,7 @@ def test_several_processes_learn_what_one_learns(several, tmp_path, case):
     config = {**SMALL, **changes}
     Trainer(make_config(name, **config), load_set(name, size=32), tmp_path / 'one', device='cpu', progress=False,
             log_every=1).fit()
-    several(n, dataset=name, run=str(tmp_path / 'many'), config=config)
+    several(n, name, tmp_path / 'many', config)
     one, many = curve(tmp_path / 'one'), curve(tmp_path / 'many')
     assert one.shape == many.shape and len(one) > 5
     assert torch.allclose(one, many, rtol=1e-3, atol=1e-4), (one - many).abs().max(0)
@@ -88,13 +101,13 @@ def test_several_processes_learn_what_one_learns(several, tmp_path, case):
 
 def test_nothing_but_gradients_is_said_in_a_step(several, tmp_path):
     "One message a step for the gradients; stopping, time and metrics every ten steps"
-    said, steps = several(2, dataset='chairs', run=str(tmp_path / 'run'), config={**SMALL, 'epochs': 20}, log_every=10)
+    said, steps = several(2, 'chairs', tmp_path / 'run', {**SMALL, 'epochs': 20}, log_every=10)
     assert steps == 60 and steps <= said <= steps + 3 * (steps // 10 + 1)
 
 
 def test_a_baseline_trains_in_two_processes(several, tmp_path):
     config = dict(model='vgan', size=32, frames=8, width=16, d_width=8, batch=9, epochs=3, threads=1)
-    several(2, dataset='chairs', frames=8, run=str(tmp_path / 'run'), config=config)
+    several(2, 'chairs', tmp_path / 'run', config, frames=8)
     assert curve(tmp_path / 'run', ('discriminator', 'generator')).isfinite().all()
 
 
@@ -102,85 +115,75 @@ def test_resumed_by_another_number_of_processes(several, tmp_path):
     config, chairs = {**SMALL, 'batch': 18, 'epochs': 24}, load_set('chairs', size=32)
     one = dict(device='cpu', progress=False, log_every=1)
     Trainer(make_config('chairs', **config), chairs, tmp_path / 'one', **one).fit()
-    several(2, dataset='chairs', run=str(tmp_path / 'cut'), config=config, until=7)
+    several(2, 'chairs', tmp_path / 'cut', config, until=7)
     assert load_run(tmp_path / 'cut')[3]['trainer']['step'] == 7
-    several(3, dataset='chairs', run=str(tmp_path / 'cut'), resume=True, until=15)
+    several(3, 'chairs', tmp_path / 'cut', until=15)
     Trainer.resume(tmp_path / 'cut', chairs, **one).fit()
     assert torch.allclose(curve(tmp_path / 'one'), curve(tmp_path / 'cut'), rtol=1e-3, atol=1e-4)
     alike(tmp_path / 'one', tmp_path / 'cut')
 
 
-def start(run, **changes):
+def arguments(run, **changes):
     settings = [f'--set={k}={v}' for k, v in {**SMALL, 'epochs': 10**6, **changes}.items()]
-    return subprocess.Popen(
-        torchrun('-m', 'nvs_nb.cli', 'train', 'chairs', '--name', run.name, '--runs', run.parent, '--device', 'cpu',
-                 *settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    return 'train', 'chairs', '--name', run.name, '--runs', run.parent, '--device', 'cpu', *settings
 
 
-def workers(p):
-    "Process numbers by rank"
-    out = {}
-    for line in subprocess.run(['ps', '-eo', 'pid,ppid'], capture_output=True, text=True).stdout.splitlines()[1:]:
-        pid, parent = map(int, line.split())
-        if parent == p.pid:
-            env = dict(x.partition('=')[::2] for x in open(f'/proc/{pid}/environ').read().split('\0'))
-            if 'RANK' in env: out[int(env['RANK'])] = pid
-    return out
-
-
-linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
-
-
-def running(run):
-    "A run in two processes that has taken some steps"
-    p, end = start(run), time.monotonic() + 120
+def running(run, processes):
+    "Wait until a run has taken some steps"
+    end = time.monotonic() + 120
     while not (run / 'metrics.jsonl').exists():
-        assert time.monotonic() < end and p.poll() is None, p.communicate()
-        time.sleep(.1)
-    return p
+        assert time.monotonic() < end and all(p.poll() is None for p in processes), [p.result(1) for p in processes]
+        time.sleep(.05)
+    return processes
 
 
-@linux
 @pytest.mark.parametrize('victim', [0, 1])
-def test_a_killed_worker_ends_the_run_with_a_message(tmp_path, victim):
+def test_a_killed_worker_ends_the_run_with_a_message(together, tmp_path, victim):
     run = tmp_path / 'run'
-    p = running(run)
-    try:
-        os.kill(workers(p)[victim], signal.SIGKILL)
-        out, err = p.communicate(timeout=120)
-    finally: p.kill()
-    assert p.returncode and 'nvs: another process of this training has died; ' in err, err[-3000:]
+    processes = running(run, together(2, command, *arguments(run)))
+    processes[victim].send_signal(signal.SIGKILL)
+    other = ended(processes)[1 - victim]
+    assert other.code and 'nvs: another process of this training has died; ' in other.err, other.err[-3000:]
     t = Trainer.resume(run, load_set('chairs', size=32), device='cpu', progress=False)
     before = t.step
     assert t.fit(until=before + 2).step == before + 2
 
 
-@linux
-@pytest.mark.parametrize('whom', ['one worker', 'torchrun'])
-def test_a_signal_saves_and_ends_all(tmp_path, whom):
+def test_a_signal_to_one_saves_and_ends_all(together, tmp_path):
     run = tmp_path / 'run'
-    p = running(run)
+    processes = running(run, together(2, command, *arguments(run)))
+    processes[1].send_signal(signal.SIGTERM)
+    assert sum(r.err.count('stopped at step') for r in ended(processes)) == 1
+    assert load_run(run)[3]['trainer']['step'] > 0
+
+
+def test_too_little_for_all_is_told_before_anything_is_written(together, tmp_path):
+    results = ended(together(2, command, *arguments(tmp_path / 'run', batch=1)))
+    assert all(r.code for r in results)
+    assert any('2 processes: each needs a clip, but a batch has 1' in r.err for r in results), results
+    assert not (tmp_path / 'run').exists()
+
+
+def test_command_trains_and_scores_once(together, tmp_path):
+    results = ended(together(2, command, *arguments(tmp_path / 'run', epochs=2, batch=9)))
+    assert [r.code for r in results] == [0, 0], [r.err[-3000:] for r in results]
+    out = ''.join(r.out for r in results)
+    assert out.count('clips       18') == 1 and out.count('report      ') == 1
+    assert json.loads((tmp_path / 'run/scores.json').read_text())['step'] == 4
+    results = ended(together(2, command, 'resume', tmp_path / 'run', '--device', 'cpu'))
+    assert [r.code for r in results] == [0, 0] and ''.join(r.out for r in results).count('finished, 4 steps') == 1
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    "Its own way to start and to end processes: with a signal to it, all is saved"
+    run = tmp_path / 'run'
+    call = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'nvs_nb.cli']
+    p = subprocess.Popen([*call, *map(str, arguments(run))], stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        os.kill(workers(p)[1] if whom == 'one worker' else p.pid, signal.SIGTERM)
+        running(run, [p])
+        p.send_signal(signal.SIGTERM)
         out, err = p.communicate(timeout=120)
     finally: p.kill()
     assert err.count('stopped at step') == 1, err[-3000:]
     assert load_run(run)[3]['trainer']['step'] > 0
-
-
-def test_too_little_for_all_is_told_before_anything_is_written(tmp_path):
-    p = start(tmp_path / 'run', batch=1)
-    out, err = p.communicate(timeout=120)
-    assert p.returncode and '2 processes: each needs a clip, but a batch has 1' in err, err[-3000:]
-    assert not (tmp_path / 'run').exists()
-
-
-def test_command_trains_and_scores_once(tmp_path):
-    p = start(tmp_path / 'run', epochs=2, batch=9)
-    out, err = p.communicate(timeout=180)
-    assert p.returncode == 0, err[-3000:]
-    assert out.count('clips       18') == 1 and out.count('report      ') == 1
-    assert json.loads((tmp_path / 'run/scores.json').read_text())['step'] == 4
-    again = subprocess.run(torchrun('-m', 'nvs_nb.cli', 'resume', tmp_path / 'run', '--device', 'cpu'),
-                           capture_output=True, text=True, env=ENV)
-    assert again.returncode == 0 and again.stdout.count('finished, 4 steps') == 1, again.stderr[-2000:]

@@ -122,7 +122,7 @@ def test_mcs_by_hand(real, noisy, net):
         assert mcs(real, noisy, net, mode) == pytest.approx(np.log10(((f-g)**2).sum()), abs=1e-4)
         assert mcs(real, frozen(noisy), net, mode) == pytest.approx(np.log10((f**2).sum()), abs=1e-4)
     assert mcs(real, real, net) == -math.inf
-    with pytest.raises(NvsError, match='mode of mcs'): mcs(real, real, net, 'literal')
+    with pytest.raises(NvsError, match="mode 'literal': choose absolute, signed"): mcs(real, real, net, 'literal')
 
 
 def test_floor_is_seeded_and_splits_all_clips():

@@ -1,16 +1,19 @@
 "Figures and files of clips: what they hold, and that nothing half-written is left when they cannot be made."
 import errno
+import io
 from pathlib import Path
 
+import av
 import imageio.v3 as iio
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nvs_nb import viz
 from nvs_nb.core import NvsError
-from nvs_nb.viz import (COLORS, animate, grid, mp4_bytes, plane, plot_curves, plot_paths, save_gif, save_mp4,
+from nvs_nb.viz import (COLORS, animate, gif_bytes, grid, mp4_bytes, plane, plot_curves, plot_paths, save_gif, save_mp4,
                         save_strip, show_strips, side_by_side, strip, tint)
 
 WRITERS = [(save_strip, '.png'), (save_gif, '.gif'), (save_mp4, '.mp4')]
@@ -67,8 +70,16 @@ def test_a_folder_that_is_a_file(save, suffix, clips, tmp_path):
 
 def test_an_encoder_that_fails_names_the_file(clips, tmp_path, monkeypatch):
     def broken(*args, **kw): raise RuntimeError('no such codec')
-    monkeypatch.setattr(viz.iio, 'imwrite', broken)
+    monkeypatch.setattr(av, 'open', broken)
     with pytest.raises(NvsError, match='out.mp4.*no such codec'): save_mp4(tmp_path/'out.mp4', clips[0])
+
+
+@pytest.mark.parametrize('save,suffix', WRITERS)
+def test_the_suffix_says_what_is_in_the_file(save, suffix, clips, tmp_path):
+    for name in ('a.avi', 'a', 'a.mp4' if suffix != '.mp4' else 'a.gif'):
+        with pytest.raises(NvsError, match=f'{name}: what is written is {suffix}'): save(tmp_path/name, clips[0])
+    assert not list(tmp_path.iterdir())
+    save(tmp_path/f'A{suffix.upper()}', clips[0])
 
 
 def test_strips_of_several_clips_stand_below_each_other(clips, tmp_path):
@@ -79,10 +90,44 @@ def test_strips_of_several_clips_stand_below_each_other(clips, tmp_path):
 
 @pytest.mark.parametrize('h,w,scale', [(24, 32, 1), (23, 31, 1), (23, 31, 3), (1, 1, 1)])
 def test_mp4_plays_in_browsers(clips, h, w, scale):
-    data = mp4_bytes(clips[0][:, :h, :w], fps=10, scale=scale)
-    meta, frames = iio.immeta(data, plugin='pyav'), iio.imread(data, plugin='pyav')
-    assert (meta['codec'], meta['video_format'], meta['fps']) == ('h264', 'yuv420p', 10)
-    assert frames.shape == (8, h*scale + h*scale % 2, w*scale + w*scale % 2, 3)
+    with av.open(io.BytesIO(mp4_bytes(clips[0][:, :h, :w], fps=10, scale=scale))) as file:
+        video, frames = file.streams.video[0], [*file.decode(video=0)]
+    assert (video.codec.name, video.pix_fmt, video.average_rate, len(frames)) == ('h264', 'yuv420p', 10, 8)
+    assert (video.height, video.width) == (h*scale + h*scale % 2, w*scale + w*scale % 2)
+
+
+QUADRANTS = np.array([[(200, 40, 40), (40, 180, 60)], [(40, 60, 200), (220, 200, 40)]], np.uint8)
+
+
+@pytest.mark.parametrize('fps,scale', [(12, 1), (29.97, 16)])
+def test_mp4_says_how_its_colours_are_coded(fps, scale):
+    clip = np.broadcast_to(QUADRANTS.repeat(32, 0).repeat(32, 1), (3, 64, 64, 3))
+    with av.open(io.BytesIO(mp4_bytes(clip, fps, scale))) as file:
+        video, frames = file.streams.video[0], [*file.decode(video=0)]
+    c = video.codec_context
+    assert {int(x) for x in (c.colorspace, c.color_primaries, c.color_trc, c.color_range)} == {1}  # BT.709, 16 to 235
+    assert [float(f.pts * f.time_base * fps) for f in frames] == pytest.approx([0, 1, 2], abs=.01)
+    seen = frames[0].reformat(format='rgb24', src_colorspace='ITU709').to_ndarray().astype(int)
+    assert np.abs(seen[8*scale::32*scale, 8*scale::32*scale] - QUADRANTS).max() <= 4
+
+
+def times_of(data):
+    with Image.open(io.BytesIO(data)) as im: return [im.seek(i) or im.info['duration'] for i in range(im.n_frames)]
+
+
+@pytest.mark.parametrize('fps', [.5, 7, 12, 15, 24, 30, 50, 60, 240])
+def test_gif_is_on_time(clips, fps):
+    times = times_of(gif_bytes(clips[0], fps))
+    assert len(times) == 8 and min(times) >= 20 and max(times) - min(times) <= 10
+    assert abs(sum(times) - 8 * 1000/min(fps, 50)) <= 5
+
+
+def test_frames_that_stand_still_are_all_there(clips):
+    still = np.concatenate([clips[0][:1].repeat(5, 0), clips[0], clips[0][-1:]])
+    times = times_of(gif_bytes(still, 10))
+    assert times == [100] * 14 and times_of(gif_bytes(clips[0][:1], 10)) == [100]
+    shown = iio.imread(gif_bytes(still, 10), index=None, extension='.gif')
+    assert np.abs(shown.astype(int) - still).mean() < 3
 
 
 def test_gif_plays_at_its_speed_and_for_ever(clips, tmp_path):

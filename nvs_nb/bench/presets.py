@@ -10,9 +10,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..config import make_config
-from ..core import NvsError, one_line, read_json, write_json
-from ..data.clips import load_set
+from ..config import Config, make_config
+from ..core import NvsError, finite, instance, one_line, read_json, write_json
+from ..data.clips import Clips, load_set
 from ..evaluation.metrics import mean_frame, psnr, psnr_moving
 from ..models.nvs import generate
 from ..training.trainer import Callback, Trainer
@@ -39,6 +39,7 @@ VARIANTS = {
 
 def vary(config, changes):
     "The `Config` with a variant's changes; '*5' and '/3' are the configured value times or divided by it."
+    instance(Config, config=config), instance(dict, changes=changes)
     now = {name.rpartition('.')[2]: x for name, x in config.flat().items()}
     def value(k, v):
         if not (isinstance(v, str) and v[0] in '*/'): return v
@@ -48,7 +49,9 @@ def vary(config, changes):
 # %% ../../nbs/2_scores/09_presets.ipynb #f263fbf3
 class Curve(Callback):
     "Scores all clips as they would be generated now, at growing times: `points` of `[seconds, mean dB]`."
-    def __init__(self, first): self.due, self.points = first, []
+    def __init__(self, first):
+        finite(0, first=first)
+        self.due, self.points = first, []
 
     def step(self, t):
         if t.seconds < self.due and t.done() < 1: return
@@ -62,6 +65,7 @@ def race(
     first=2.,       # seconds until the first look; more than all: look at the end only
 ):  # dict
     "Train, then score all clips with the final weights; a failure is a result, too."
+    instance(Config, config=config), instance(Clips, clips=clips)
     curve = Curve(first)
     t = Trainer(config, clips, device=device, progress=False, callbacks=[curve])
     try: t.fit()

@@ -7,14 +7,15 @@ __all__ = ['wait', 'pace', 'measure_peaks', 'Count', 'count_step', 'rungs', 'mea
 
 # %% ../../nbs/6_speed/01_ladder.ipynb #f615046c
 import argparse, gc, itertools, os, platform, statistics, time
+from collections.abc import Callable
 from pathlib import Path
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from ..config import make_config
-from ..core import NvsError, one_line, pick_device, write_json
-from ..data.clips import load_set
+from ..config import Config, make_config
+from ..core import NvsError, finite, instance, one_line, pick_device, whole, write_json
+from ..data.clips import Clips, load_set
 from ..training.runtime import CUDAGraph, settle
 from ..training.trainer import Trainer
 
@@ -25,6 +26,8 @@ def wait(device):
 
 def pace(step, device, seconds=.3, blocks=5):
     "Seconds of a call of `step`: the median of blocks of calls, since a device works with a delay."
+    instance(Callable, step=step), instance(torch.device, device=device)
+    finite(0, 1e6, seconds=seconds), whole(1, 1000, blocks=blocks)
     def timed(n):
         start = time.perf_counter()
         for _ in range(n): step()
@@ -73,6 +76,7 @@ def count_step(t):  # dict
 # %% ../../nbs/6_speed/01_ladder.ipynb #bcfd13e6
 def rungs(batch, width, cuda):  # dict: name -> (why, `Config`)
     "The ladder, from the released procedure up; `batch` clips a step from the rung on that has more than one."
+    whole(1, batch=batch, width=width), instance(bool, cuda=cuda)
     start = dict(width=width, data_on_device='no', cuda_graph='no', epochs=10**6)
     c = make_config('chairs', 'paper', **start)
     out = {'released procedure': ('one clip, two updates', make_config('chairs', 'released', **start)),
@@ -118,6 +122,7 @@ def climb(
     width=512, report=print,  # of the generator; called with a line for each rung
 ):  # dict
     "Measure the whole ladder. A rung that fails (no compiler here, too little memory there) is told; the others count."
+    instance(torch.device, device=device), finite(0, minutes=minutes), whole(0, batch=batch)
     batch, peaks, out = batch or (64 if device.type == 'cuda' else 4), measure_peaks(device), {}
     steps, clips = rungs(batch, width, device.type == 'cuda'), load_set('swings', draw=8 * batch)
     for name, (why, config) in steps.items():
@@ -164,6 +169,7 @@ def tune(
     rounds=5,       # each setting is timed so often, in turns
 ):  # (rows (settings, clips/s, ratio to `config`), best first; `--set` options of the fewest changes within 5 % of it)
     "Measure training steps in other precisions, memory formats and numbers of threads than `config` has."
+    instance(Config, config=config), instance(Clips, clips=clips), finite(0, seconds=seconds), whole(1, rounds=rounds)
     device, cores = pick_device(device), torch.get_num_threads()
     choices = {'precision': ('fp32', 'bf16'), 'runtime.memory_format': ('channels_last', 'contiguous')}
     if device.type == 'cpu' and cores > 1: choices['runtime.threads'] = 0, 1

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'SETS', 'to_float', 'to_uint8', 'Clips', 'load_chairs', 'load_actors', 'load_swings', 'find_root',
-           'load_set', 'matching', 'choose', 'load_clips']
+           'load_set', 'as_pattern', 'matching', 'choose', 'load_clips']
 
 # %% ../../nbs/1_method/03_clips.ipynb #167ba481
-import hashlib, os
+import hashlib, os, re
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from ..core import NvsError
-from .frames import Window, natural, read_tiles, square
-from .readers import digest, find, read_clips
+from ..config import Config
+from ..core import BIG, PATH, NvsError, array_of, indices, instance, shaped, shown, whole
+from .frames import Window, natural, read_tiles
+from .readers import digest, plain, read_clips
 from .synthetic import ACTIONS, IDENTITIES, actor, golfer
 
 # %% ../../nbs/1_method/03_clips.ipynb #b9fc4354
@@ -26,12 +27,14 @@ def to_float(
     u8,  # uint8 (..., H, W, 3), array or tensor
 ):  # float32 (..., 3, H, W) in [-1, 1], on the device of `u8`
     "Bytes as a network wants them. The strides stay channels-last, which convolutions like."
+    shaped('uint8 (..., H, W, 3)', u8=u8)
     return torch.as_tensor(u8).movedim(-1, -3).to(torch.float32).div(127.5).sub_(1)
 
 def to_uint8(
     x,  # float (..., 3, H, W); values outside [-1, 1] are clamped
 ):  # uint8 tensor (..., H, W, 3), on the device of `x`
     "A network's output as bytes."
+    shaped('torch.float (..., 3, H, W)', x=x)
     return x.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
 # %% ../../nbs/1_method/03_clips.ipynb #a752a602
@@ -73,7 +76,9 @@ class Clips:
 
     def subset(self, idx):
         "The clips `idx`: numbers, a slice or a mask. All codes stay, so that an index means the same in every subset."
-        idx = np.atleast_1d(np.arange(len(self))[idx])
+        try: idx = np.atleast_1d(np.arange(len(self))[idx])
+        except (IndexError, TypeError):
+            raise NvsError(f'{self.dataset}: clips {shown(idx)}, there are {len(self)}') from None
         frames = self.frames[idx]
         digests = self.digests and (frames, [self.digests[1][i] for i in idx])
         return replace(self, frames=frames, static_id=self.static_id[idx], transient_id=self.transient_id[idx],
@@ -91,9 +96,9 @@ class Clips:
 
     def batch(self, idx, device='cpu', frames=None):
         "The clips `idx` as float32 (B, K, 3, H, H) in [-1, 1]: all frames, or those given for all (K,) or each (B, K)."
-        idx = np.atleast_1d(np.asarray(idx))
-        at = np.atleast_1d(np.arange(self.L) if frames is None else np.asarray(frames))
-        if at.size == 0 or at.min() < 0 or at.max() >= self.L:
+        idx = indices(len(self), idx=np.atleast_1d(array_of(idx)))
+        at = np.atleast_1d(np.arange(self.L) if frames is None else array_of(frames))
+        if at.size == 0 or at.dtype.kind not in 'iu' or at.ndim > 2 or at.min() < 0 or at.max() >= self.L:
             raise NvsError(f'{self.dataset}: frames {at.tolist()} of clips that have {self.L}')
         return to_float(torch.from_numpy(self.frames[idx[:, None], at]).to(device))
 
@@ -109,16 +114,18 @@ EMBEDDED = Path(str(files('nvs_nb')))/'embedded'
 
 def load_chairs(size, window):
     "The embedded chairs, at most 64x64 and 16 frames. One shared static code."
+    whole(1, size=size), instance(Window, window=window)
     if size > 64: raise NvsError(f'size {size}: the embedded chairs are 64x64; for more, read the archive (chair-cad)')
     if window.span > 16:
         raise NvsError(f'frames {window.frames}, stride {window.stride}: the embedded chairs have 16 frames')
-    strips = find(EMBEDDED/'chairs', ['.png'])
+    strips = sorted((EMBEDDED/'chairs').glob('*.png'), key=natural)
     names = [s.stem for s in strips]
-    frames = [[square(im, size) for im in read_tiles(s, s.stem, window, down=False)] for s in strips]
+    frames = [read_tiles(s, s.stem, window, size) for s in strips]
     return np.array(frames), names, ['shared']*len(names), names
 
 def load_actors(size, window):
     "Each of six people doing each of six things. A static code per person, a transient path per action."
+    instance(Window, window=window)
     cells = [(i, a) for i in range(len(IDENTITIES)) for a in range(len(ACTIONS))]
     people, actions = [IDENTITIES[i] for i, _ in cells], [ACTIONS[a] for _, a in cells]
     frames = [actor(i, a, np.arange(window.frames)/window.frames, size) for i, a in cells]
@@ -126,6 +133,7 @@ def load_actors(size, window):
 
 def load_swings(size, window, n=32):
     "`n` golf swings, each golfer another one. One shared static code."
+    whole(1, 10**6, n=n), instance(Window, window=window)
     names = [f'golfer{i:02d}' for i in range(n)]
     drawn = tqdm(range(n), desc='drawing clips', unit='clip', delay=1, leave=False)
     return np.array([golfer(i, window.frames, size) for i in drawn]), names, ['shared']*n, names
@@ -161,12 +169,14 @@ def load_set(
     cache=None,      # folder of decoded clips (None: $NVS_CACHE, else ~/.cache/nvs_nb); False: no cache
     fit='crop',      # of frames that are not square: the centre, or the 'whole' squeezed
     draw=0,          # clips drawn at random, of datasets that are read; 0, or more than there are: all
+    only=None,       # names of clips of a dataset that is read: the others are passed over, as if they were not there
 ):  # Clips
     "A dataset by name. `NvsError` names the option, the folder or the file that is wrong."
+    instance(str, name=name), instance((*PATH, None), root=root), instance((*PATH, bool, None), cache=cache)
     for option, value in dict(size=size, frames=frames, stride=stride, seed=seed, draw=draw).items():
         least = dict(size=32, seed=0, draw=0).get(option, 1)
-        if type(value) is not int or value < least:
-            raise NvsError(f'{option} {value!r}: a whole number of at least {least} is needed')
+        if type(value) is not int or not least <= value <= BIG:
+            raise NvsError(f'{option} {shown(value)}: a whole number of at least {least} is needed')
     if size & size-1: raise NvsError(f'size {size}: a power of two is needed (32, 64, 128, ...)')
     if window not in ('first', 'random'): raise NvsError(f'window {window!r}: choose first or random')
     if fit not in ('crop', 'whole'): raise NvsError(f'fit {fit!r}: choose crop or whole')
@@ -182,7 +192,7 @@ def load_set(
         u8, names, statics, transients = load(size, win)
         s_names, t_names = list(dict.fromkeys(statics)), list(dict.fromkeys(transients))
     else:
-        u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw)
+        u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw, only)
         names, statics, transients, skipped = (meta[k] for k in ('names', 'statics', 'transients', 'skipped'))
         digests = u8, meta['digests']
         s_names, t_names = sorted(set(statics), key=natural), sorted(set(transients), key=natural)
@@ -191,13 +201,28 @@ def load_set(
     return Clips(u8, *ids, names, s_names, t_names, name, skipped, digests)
 
 # %% ../../nbs/1_method/03_clips.ipynb #d4f9b793
+def as_pattern(name):
+    "A name as a pattern that fits this name only."
+    return re.sub(r'[\\,*?[\]]', r'\\\g<0>', name)
+
 def matching(names, patterns, option):
-    "Which `names` fit one of the comma-separated `patterns`, as a mask; a pattern that fits none is an `NvsError`."
-    masks = {p: [fnmatchcase(n, p) for n in names] for p in patterns.split(',') if p}
-    for p, mask in masks.items():
-        if not any(mask):
-            raise NvsError(f'{option}={patterns}: no clip is called {p!r}; there are {", ".join(names[:3])}, ...')
-    return np.any(list(masks.values()), 0) if masks else np.zeros(len(names), bool)
+    """Which `names` fit one of the comma-separated `patterns`, as a mask; one that fits none is an `NvsError`. The
+    whole name of a clip means this clip; a backslash makes the sign after it a part of a name."""
+    instance((list, tuple), names=names), instance(str, patterns=patterns, option=option)
+    names, mask = [*map(plain, names)], np.zeros(len(names), bool)
+    most = 1 + max([n.count(',') for n in names], default=0)
+    text = plain(patterns)
+    parts = [text] if text in names else re.findall(r'(?:\\[\\,*?[\]]|[^,])+', text)
+    while parts:
+        n = next((n for n in range(most, 1, -1) if ','.join(parts[:n]) in names), 1)  # as many parts as are one name
+        part, parts = ','.join(parts[:n]), parts[n:]
+        shell = re.sub(r'\\([\\,*?[\]])', lambda m: f'[{m[1]}]' if m[1] in '*?[' else m[1], part)
+        found = [i for i, name in enumerate(names) if name == part] or [
+            i for i, name in enumerate(names) if fnmatchcase(name, shell)]
+        if not found:
+            raise NvsError(f'{option}={patterns}: no clip is called {part!r}; there are {", ".join(names[:3])}, ...')
+        mask[found] = True
+    return mask
 
 def choose(
     clips,         # `Clips`
@@ -205,6 +230,7 @@ def choose(
     leave_out='',  # patterns of the names to leave out of these
 ):  # `Clips`
     "Some of the clips, and of the codes those that they use. `NvsError` if a pattern fits no name, or no clip is left."
+    instance(Clips, clips=clips), instance(str, keep=keep, leave_out=leave_out)
     if not keep and not leave_out: return clips
     mask = matching(clips.names, keep, 'keep') if keep else np.ones(len(clips), bool)
     mask &= ~matching(clips.names, leave_out, 'leave_out')
@@ -219,10 +245,12 @@ def choose(
 def load_clips(
     config,     # `Config`
     root=None,  # folder of the files, for datasets that are not embedded
+    only=None,  # names of those that are wanted of them
 ):  # `Clips`
     "The clips that a configuration asks for, under its id maps. Errors are those of `load_set`."
+    instance(Config, config=config)
     d, m = config.data, config.model
     window = 'first' if d.window == 'crop' else d.window  # crops are drawn in each step, from all that is read
     clips = load_set(d.dataset, root or None, d.size, d.read_frames or d.frames, window, d.stride, d.draw_seed,
-                     fit=d.fit, draw=d.draw)
-    return choose(clips, d.keep, d.leave_out).with_ids(m.static_ids, m.transient_ids)
+                     fit=d.fit, draw=d.draw, only=only)
+    return (choose(clips, d.keep, d.leave_out) if only is None else clips).with_ids(m.static_ids, m.transient_ids)

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SUPERSAMPLE', 'LIGHT', 'Capsule', 'THIGH', 'SHIN', 'SOLE', 'TORSO', 'NECK', 'UPPER', 'FORE', 'REST', 'Look', 'PARTS',
-           'MOVES', 'CAST', 'ACTIONS', 'IDENTITIES', 'whole', 'rgb', 'outlines', 'inks', 'render', 'limb', 'skeleton',
+           'MOVES', 'CAST', 'ACTIONS', 'IDENTITIES', 'rgb', 'outlines', 'inks', 'render', 'limb', 'skeleton',
            'draw_head', 'draw_body', 'draw_shadow', 'actor', 'golfer_joints', 'shaky_camera', 'draw_scenery', 'golfer']
 
 # %% ../../nbs/library/synthetic.ipynb #dc93e240
 from collections import namedtuple
-from numbers import Integral
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
-from ..core import NvsError
+from ..core import NvsError, array_of, finite, whole
 
 # %% ../../nbs/library/synthetic.ipynb #39094dcb
 SUPERSAMPLE = 4                 # pictures are painted that many times larger, then averaged
@@ -20,11 +19,6 @@ LIGHT = np.array([-.49, -.79])  # where the lightest point of a disc of radius 1
 # The hull of two discs, at `a` of radius `r` and at `b` of radius `rb`, in units of the picture, y down.
 # The ends are (2,), or (F, 2) if it moves. `light`: contrast of its shades; `alpha` < 1 only if it does not move.
 Capsule = namedtuple('Capsule', 'a b r colour rb light alpha', defaults=(None, .42, 1.))
-
-def whole(name, value, low, high=10**9):
-    "`value` as an int; `NvsError` if it is not a whole number from `low` to `high`."
-    if isinstance(value, Integral) and low <= value <= high: return int(value)
-    raise NvsError(f'{name} must be a whole number from {low} to {high}, not {value!r}')
 
 def rgb(colour, tone=1.):  # array (3,)
     "'e0ac86' as three numbers of 0..255, times `tone`; an array passes through."
@@ -50,7 +44,8 @@ def inks(capsule, shades):  # list of (red, green, blue, alpha)
 
 def render(capsules, wall, size, camera=(0, 0), margin=0.):  # uint8 (F, size, size, 3)
     "Paint capsules, some of which move, on a wall of two colours. `camera` (F, 2) moves the whole picture."
-    scale, shades = SUPERSAMPLE*whole('size', size, 32, 1024), round(np.log2(size)) - 4
+    whole(32, 1024, size=size), finite(0, 1, margin=margin)
+    scale, shades = SUPERSAMPLE*size, round(np.log2(size)) - 4
     side = round(scale*(1 + 2*margin))
     ramp = np.linspace(*map(rgb, wall), side)[:, None].round().astype(np.uint8)
     backdrop = Image.fromarray(ramp).resize((side, side), Image.Resampling.NEAREST)
@@ -194,10 +189,9 @@ def actor(
     size=64,   # height and width of a frame, in pixels
 ):  # uint8 (F, size, size, 3)
     "One of six people doing one of six things. `NvsError` if a number is out of range."
-    look = CAST[IDENTITIES[whole('identity', identity, 0, len(CAST) - 1)]]
-    move = MOVES[ACTIONS[whole('action', action, 0, len(MOVES) - 1)]]
-    t = np.atleast_1d(np.asarray(phases, float))
-    if t.ndim != 1 or not t.size or not np.isfinite(t).all():
+    whole(0, len(CAST) - 1, identity=identity), whole(0, len(MOVES) - 1, action=action)
+    look, move, t = CAST[IDENTITIES[identity]], MOVES[ACTIONS[action]], np.atleast_1d(array_of(phases))
+    if t.ndim != 1 or not t.size or t.dtype.kind not in 'fiu' or not np.isfinite(t).all():
         raise NvsError(f'phases must be a finite number or a list of them, not {phases!r}')
     s, c = np.sin(2*np.pi*(t % 1)), np.cos(2*np.pi*(t % 1))
     pose = move(s, c, (1 - c)/2)
@@ -264,8 +258,8 @@ def golfer(
     shake=1.,   # how much the camera shakes, 0 (tripod) to 1
 ):  # uint8 (frames, size, size, 3)
     "A golf swing over scenery, filmed by hand. `NvsError` if a number is out of range."
-    rng, t = np.random.default_rng(whole('seed', seed, 0)), np.linspace(0, 1, whole('frames', frames, 1))
-    if not 0 <= shake <= 1: raise NvsError(f'shake must be a number from 0 to 1, not {shake!r}')
+    whole(0, seed=seed), whole(1, 10**6, frames=frames), finite(0, 1, shake=shake)
+    rng, t = np.random.default_rng(seed), np.linspace(0, 1, frames)
     u, pick = rng.uniform, lambda words: words.split()[rng.integers(len(words.split()))]
     sky = pick('8ec5ea-dcecf3 7fb2e5-f2e6d2 a9c4d6-e9ebe4 f0b98a-f7e6c4 6fa8dc-cfe7f5').split('-')
     camera, place = shake*shaky_camera(rng, t), [*draw_scenery(u, pick)]

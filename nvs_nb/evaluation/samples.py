@@ -11,13 +11,16 @@ import hashlib, time
 from pathlib import Path
 import numpy as np
 import torch
+from torch import nn
 from skimage.filters import laplace
-from ..core import NvsError, read_json, write_json
+from ..config import Config
+from ..core import NvsError, instance, one_of, read_json, shaped, whole, write_json
+from ..data.clips import Clips
 from ..models.build import LATENT
 from ..models.gan import new_clips
-from ..models.nvs import generate
+from ..models.nvs import NVS, generate
 from ..training.checkpoint import describe_clips
-from .metrics import CARDS, LOOKS, fcs, mcs_scores, motion, numbers
+from .metrics import CARDS, LOOKS, clips_of, fcs, mcs_scores, motion, numbers
 from .tables import number
 
 # %% ../../nbs/library/samples.ipynb #b6b591ee
@@ -33,15 +36,18 @@ CARD = {
 
 def distances(a, b):  # 'looks' of M and of N clips, (M, LOOKS, F) and (N, LOOKS, F) -> (LOOKS, M, N)
     "Distance of each clip of `a` to each of `b`, frame by frame: the root mean square difference of features."
+    shaped('torch.float (M, K, F)', a=a), shaped('torch.float (N, {}, {})'.format(*a.shape[1:]), b=b)
     a, b = a.float().transpose(0, 1), b.float().transpose(0, 1)
     return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist') / a.shape[-1]**.5
 
 def nearest(d):  # `distances` -> ((M,) distance, (M,) which)
     "For each clip its nearest neighbour, over all frames."
+    shaped('torch.float (K, M, N)', d=d)
     return d.square().mean(0).sqrt().min(1)
 
 def sharpness(clips):
     "Mean absolute Laplacian of the grey frames, pixels in [0, 1]: edges make it large, blur small."
+    clips, = clips_of(clips)
     return float(np.mean([np.abs(laplace(f)).mean() for c in clips for f in c.mean(-1) / 255]))
 
 def evaluate_samples(
@@ -51,6 +57,9 @@ def evaluate_samples(
     progress=False,  # show bars
 ):  # flat dict with 'cards'
     "Every score of a set of samples against the training clips."
+    instance(nn.Module, vgg=vgg), instance((dict, None), f_real=f_real)
+    real, fake = clips_of(real, fake)
+    if real.shape[1:] != fake.shape[1:]: raise NvsError(f'real clips are {real.shape[1:]}, samples {fake.shape[1:]}')
     if len(real) < 2: raise NvsError(f'samples can be scored against two clips or more, not {len(real)}')
     start, n, m = time.perf_counter(), len(real), len(fake)
     f, g = f_real or motion(real, vgg, progress, looks=True), motion(fake, vgg, progress, looks=True)
@@ -99,6 +108,7 @@ KINDS = dict(new='drawn codes', dictionary='codes of the dictionary', exchanged=
 
 def kinds_of(config, about):  # `Config`, what `describe_clips` says -> keys of `KINDS`
     "The ways in which a model can be asked for clips: first as trained, then new ones."
+    instance(Config, config=config), instance(dict, about=about)
     if config.model.name not in LATENT: return 'new',
     pairs = {*zip(about['static_id'], about['transient_id'])}
     everything = len({*about['static_id']}) * len({*about['transient_id']})
@@ -107,6 +117,8 @@ def kinds_of(config, about):  # `Config`, what `describe_clips` says -> keys of 
 @torch.no_grad()
 def our_clips(model, about, n, kind, seed=0):  # uint8 (n, L, H, W, 3)
     "Clips of an `NVS`: of indices trained together ('dictionary'), of others ('exchanged'), of two paths 'mixed'."
+    one_of([k for k in KINDS if k != 'new'], kind=kind), whole(1, n=n), whole(0, seed=seed)
+    instance(NVS, model=model), instance(dict, about=about)
     rng, s, t = np.random.default_rng(seed), np.array(about['static_id']), np.array(about['transient_id'])
     if kind == 'exchanged':
         trained, new = {*zip(s.tolist(), t.tolist())}, []
@@ -127,6 +139,7 @@ def our_clips(model, about, n, kind, seed=0):  # uint8 (n, L, H, W, 3)
 
 def draw_samples(model, config, about, kind, real, n=SAMPLES, seed=0):  # uint8 (n, L, H, W, 3)
     "New clips of any model that was trained on the clips `real`, of a kind that it has."
+    whole(1, n=n), whole(0, seed=seed)
     if kind not in kinds_of(config, about): raise NvsError(f'samples: {kind!r} is not of {kinds_of(config, about)}')
     return new_clips(model, n, real, seed) if kind == 'new' else our_clips(model, about, n, kind, seed)
 
@@ -140,6 +153,7 @@ def evaluate_run(
     n=SAMPLES,       # clips of each kind
 ):  # dict: kind of sample -> what `evaluate_samples` returned
     "Score every kind of sample of a run, or read the scores if they are those of its last step."
+    instance(Config, config=config), instance(Clips, clips=clips), instance(nn.Module, vgg=vgg), whole(2, n=n)
     path = home and Path(home)/('samples.json' if n == SAMPLES else f'samples-{n}.json')
     about, real = describe_clips(clips), clips.frames[:, :config.data.frames]
     weights = hashlib.sha256(b''.join(w.cpu().numpy().tobytes() for w in model.state_dict().values())).hexdigest()[:16]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from ..config import Config
+from ..core import NvsError, finite, instance, power_of_two, shaped, whole
 from ..data.clips import to_float, to_uint8
 from .nvs import Phase
 
@@ -20,6 +21,7 @@ def doublings(
     size,  # pixels, a power of two
 ):
     "How often 4x4 pixels are doubled until they are `size`."
+    power_of_two(8, size=size)
     return int(math.log2(size)) - 2
 
 class VideoGenerator(nn.Module):
@@ -31,19 +33,23 @@ class VideoGenerator(nn.Module):
         out=3,      # channels of the last
     ):
         super().__init__()
+        whole(1, d=d, width=width, out=out)
         chans = [max(width >> i, 8) for i in range(doublings(size))]
         layers = [nn.ConvTranspose3d(d, chans[0], (1, 4, 4), bias=False)]  # one moment, 4x4 pixels
         for a, b in zip(chans, [*chans[1:], out]):
             layers += [nn.BatchNorm3d(a), nn.ReLU(True), nn.ConvTranspose3d(a, b, 4, 2, 1, bias=b == out)]
-        self.net = nn.Sequential(*layers)
+        self.d, self.net = d, nn.Sequential(*layers)
 
-    def forward(self, z): return self.net(z[:, :, None, None, None])
+    def forward(self, z):
+        shaped(f'torch.float (B, {self.d})', z=z)
+        return self.net(z[:, :, None, None, None])
 
 # %% ../../nbs/5_baselines/01_gan.ipynb #71f6788c
 class Noise(nn.Module):
     "Adds N(0, sigma) while training."
     def __init__(self, sigma):
         super().__init__()
+        finite(0, sigma=sigma)
         self.sigma = sigma
     def forward(self, x):
         if not self.training: return x
@@ -57,6 +63,7 @@ def discriminator(
     noise=0.,    # standard deviation of the noise before each layer
 ):  # module; gives logits (B,)
     "A convolutional discriminator, without normalisation at its two ends."
+    whole(1, width=width), instance(bool, flat=flat), finite(0, noise=noise)
     conv, norm = (nn.Conv2d, nn.BatchNorm2d) if flat else (nn.Conv3d, nn.BatchNorm3d)
     chans = [3, *(width << i for i in range(doublings(size)))]
     layers = []
@@ -67,6 +74,7 @@ def discriminator(
 
 def init_small(net):
     "Weights of convolutions N(0, .02), scales of normalisations N(1, .02), biases zero, as in DCGAN."
+    instance(nn.Module, net=net)
     for m in net.modules():
         if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)): nn.init.normal_(m.weight, 0, .02)
         elif isinstance(m, nn.modules.batchnorm._BatchNorm): nn.init.normal_(m.weight, 1, .02)
@@ -86,6 +94,7 @@ class GAN(nn.Module):
         *discriminators, # modules; each takes what `views` gives it
     ):
         super().__init__()
+        instance(Config, c=c), instance(nn.Module, G=G)
         self.c, self.G, self.D = c, G, nn.ModuleList(discriminators)
         for net in (self.G, self.D): init_small(net)
         self.phases = Phase(('D',), c.model.d_steps), Phase(('G',))
@@ -134,6 +143,9 @@ def new_clips(
     batch=20,   # clips at a time
 ):  # uint8 (n, L, H, W, 3)
     "Clips made from codes drawn at random, in evaluation mode, full precision."
+    if not hasattr(model, 'sample'): raise NvsError(f'model: a baseline is needed, not {type(model).__name__}')
+    whole(1, n=n, batch=batch), whole(0, seed=seed)
+    if model.FIRST: shaped(f'uint8 (N, L, {model.c.data.size}, {model.c.data.size}, 3)', real=real)
     was, device, firsts = model.training, next(model.parameters()).device, np.zeros((n, 1), np.uint8)
     if model.FIRST: firsts = real[np.random.default_rng(seed).integers(len(real), size=n), 0]
     model.eval()

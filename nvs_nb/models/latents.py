@@ -9,7 +9,7 @@ __all__ = ['LatentDictionary', 'random_path', 'project_ball', 'project_rank']
 from functools import partial
 import torch
 from torch import nn
-from ..core import NvsError, make_rng
+from ..core import in_range, instance, make_rng, one_of, shaped, whole
 
 # %% ../../nbs/1_method/04_codes.ipynb #9c9bd9cd
 class LatentDictionary(nn.Module):
@@ -22,8 +22,8 @@ class LatentDictionary(nn.Module):
         sparse=False,  # gradients of the visited codes only, for `torch.optim.SparseAdam`
     ):
         super().__init__()
-        if min(S, T, L, d_s, d_t) < 1:
-            raise NvsError(f'dictionary: all of {S, T, L, d_s, d_t} must be at least 1')
+        whole(1, S=S, T=T, L=L, d_s=d_s, d_t=d_t), one_of(('gauss', 'path'), init=init)
+        instance((torch.Generator, None), rng=rng), instance(bool, sparse=sparse)
         rng, draw, self.L = rng or make_rng(0), random_path if init == 'path' else torch.randn, L
         table = partial(nn.Embedding.from_pretrained, freeze=False, sparse=sparse)
         self.z_s = table(torch.randn(S, d_s, generator=rng) / d_s**.5)
@@ -34,6 +34,8 @@ class LatentDictionary(nn.Module):
 
     def forward(self, static_id, transient_id):
         "Indices `(B,)` and `(B,)` -> codes `(B, D_s)` and `(B, L, D_t)`."
+        shaped('torch.int64 (B)', static_id=static_id, transient_id=transient_id)
+        in_range(len(self.static), static_id=static_id), in_range(len(self.paths), transient_id=transient_id)
         return self.z_s(static_id), self.z_t(transient_id).unflatten(1, (self.L, -1))
 
     @torch.no_grad()
@@ -42,6 +44,7 @@ class LatentDictionary(nn.Module):
         ball=True,  # keep codes in the unit ball (section 3.3)
     ):
         "Project the codes after an update: all of them, or with sparse gradients those that were updated."
+        whole(0, rank=rank)
         for codes in (self.z_s, self.z_t):
             w = codes.weight
             some = w.grad._indices()[0].unique() if w.grad is not None and w.grad.is_sparse else slice(None)
@@ -50,6 +53,7 @@ class LatentDictionary(nn.Module):
 
 def random_path(T, L, d, generator=None):
     "`(T, L, d)` smooth random paths, each coordinate of unit variance: a sum of four slow cosines over time."
+    whole(1, T=T, L=L, d=d), instance((torch.Generator, None), generator=generator)
     time = torch.linspace(0, 1, L)
     waves = torch.cos(torch.pi * time[:, None] * torch.arange(4))  # (L, 4): constant, half a turn, ...
     waves = waves / waves.norm(dim=1, keepdim=True)
@@ -58,6 +62,7 @@ def random_path(T, L, d, generator=None):
 # %% ../../nbs/1_method/04_codes.ipynb #85324688
 def project_ball(z):
     "Each vector along the last dimension, divided by max(1, its norm): the unit ball of section 3.3."
+    shaped('torch.float (..., D)', z=z)
     return z / z.norm(dim=-1, keepdim=True).clamp(min=1)
 
 # %% ../../nbs/1_method/04_codes.ipynb #53913cbd
@@ -66,6 +71,7 @@ def project_rank(
     rho,  # largest rank allowed; 0: no constraint
 ):
     "The nearest paths of rank at most `rho`, from the top singular vectors (eq. 7)."
+    shaped('torch.float (..., L, D)', z=z), whole(0, rho=rho)
     if rho == 0 or rho >= min(z.shape[-2:]): return z
     u, s, v = torch.linalg.svd(z, full_matrices=False)
     return (u[..., :rho] * s[..., None, :rho]) @ v[..., :rho, :]

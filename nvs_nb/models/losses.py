@@ -10,12 +10,14 @@ __all__ = ['pyramid_matrices', 'laplacian_pyramid', 'reconstruction', 'static_lo
 from functools import lru_cache
 import torch
 from torch.nn import functional as F
-from ..core import NvsError
+from ..core import NvsError, finite, in_range, one_of, shaped, whole
 
 # %% ../../nbs/1_method/06_losses.ipynb #5f12ce3f
 @lru_cache
 def pyramid_matrices(n, device='cpu'):
     "For an axis of n pixels: `A (n/2, n)` blurs with [1 4 6 4 1]/16 and halves, `U (n, n/2)` stretches."
+    whole(4, n=n)
+    if n % 2: raise NvsError(f'n must be even, not {n}')
     unit, half = torch.eye(n)[:, None], torch.eye(n // 2)[:, None]  # signals of one channel
     kernel = torch.tensor([[[1., 4, 6, 4, 1]]]) / 16
     A = F.conv1d(F.pad(unit, (2, 2), mode='reflect'), kernel, stride=2)[:, 0].T  # borders mirrored
@@ -27,6 +29,7 @@ def laplacian_pyramid(
     levels,  # number of band-pass levels; the low-pass rest is appended
 ):
     "The `levels` band-pass pictures of `x` and the low-pass rest, each half the size of the one before."
+    shaped('torch.float (..., S, S)', x=x), whole(0, 16, levels=levels)
     if x.shape[-1] >> levels < 2 or x.shape[-1] % 2**levels:
         raise NvsError(f'levels={levels}: too many for {x.shape[-1]} pixels')
     bands = []
@@ -44,6 +47,8 @@ def reconstruction(
     levels=4,          # of the pyramid
 ):
     "The loss l of eqs. (3.1)-(4), a mean over all pictures. Laplacian: the mean |.| of each band, added up."
+    shaped('torch.float (..., 3, H, W)', fake=fake, real=real), one_of(('laplacian', 'l1', 'mse'), kind=kind)
+    whole(0, 16, levels=levels)
     d = fake.float() - real.float()
     if kind == 'mse': return d.square().mean()
     if kind == 'l1': return d.abs().mean()
@@ -56,18 +61,22 @@ def static_loss(
     kind='laplacian', levels=4,  # see `reconstruction`
 ):
     "The loss of one frame per clip, eq. (4)."
+    shaped('torch.float (B, L, 3, H, W)', fake=fake, real=real), shaped(f'torch.int64 ({len(fake)})', k=k)
+    in_range(fake.shape[1], k=k)
     i = torch.arange(len(k), device=fake.device)
     return reconstruction(fake[i, k], real[i, k], kind, levels)
 
 # %% ../../nbs/1_method/06_losses.ipynb #0cd21762
 def squared_distances(r):
     "`(B, L, D)` -> `(B, L, L)`; |a - b|^2 = |a|^2 + |b|^2 - 2 ab is one product instead of (B, L, L, D) differences."
+    shaped('torch.float (B, L, D)', r=r)
     r = r - r.mean(1, keepdim=True)  # distances do not change, but smaller numbers lose fewer digits
     n = r.square().sum(-1)
     return (n[:, :, None] + n[:, None] - 2 * r @ r.mT).clamp(min=0)
 
 def neighbours(L, near, device):
     "Numbers of the frames at most `near` from each of `L` anchors, `(L, K)`, and which of them exist."
+    whole(1, L=L), finite(0, near=near)
     n = min(int(near), L - 1)
     o = torch.arange(2 * n, device=device)
     p = torch.arange(L, device=device)[:, None] + o - n + (o >= n)  # offsets -n ... -1, 1 ... n
@@ -78,6 +87,7 @@ def triplet_loss(
     alpha=2.,  # margin, and the range of positives in frames
 ):
     "Mean hinge over the triplets of each path, eq. (6), and the share of hinges that are active: `(loss, active)`."
+    shaped('torch.float (B, L, D)', r=r), finite(0, alpha=alpha)
     L, t = r.shape[1], torch.arange(r.shape[1], device=r.device)
     negative = (t[:, None] - t).abs() > alpha
     p, positive = neighbours(L, alpha, r.device)

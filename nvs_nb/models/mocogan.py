@@ -9,6 +9,7 @@ __all__ = ['ContentAndMotion', 'MoCoGAN']
 import torch
 from torch import nn
 from ..config import Config
+from ..core import instance, one_of, shaped, whole
 from .nvs import Generator
 from .gan import GAN, discriminator
 
@@ -17,9 +18,12 @@ class ContentAndMotion(nn.Module):
     "Content codes `(B, D_s)` and noise `(B, 1 + L, D_t)`, of which a GRU makes motion -> clips `(B, L, 3, H, W)`."
     def __init__(self, d_s, d_t, size, width):
         super().__init__()
+        whole(1, d_s=d_s, d_t=d_t)
         self.gru, self.image = nn.GRU(d_t, d_t, batch_first=True), Generator(d_s + d_t, size, width)
 
     def forward(self, content, noise):
+        shaped('torch.float (B, D_s)', content=content)
+        shaped(f'torch.float ({len(content)}, L, {self.gru.input_size})', noise=noise)
         motion = self.gru(noise[:, 1:], noise[None, :, 0].contiguous())[0]  # the first draw is where the motion starts
         points = torch.cat([content[:, None].expand(-1, motion.shape[1], -1), motion], -1)
         return self.image(points.flatten(0, 1)).unflatten(0, motion.shape[:2])
@@ -28,6 +32,7 @@ class ContentAndMotion(nn.Module):
 class MoCoGAN(GAN):
     "Content and motion codes, a discriminator of clips and one of frames (Tulyakov et al., 2018)."
     def __init__(self, c: Config):
+        instance(Config, c=c), one_of(('mocogan',), model=c.model.name)
         m, size = c.model, c.data.size
         super().__init__(c, ContentAndMotion(m.d_s, m.d_t, size, m.width),
             *(discriminator(size, m.d_width, flat, m.noise) for flat in (False, True)))

@@ -9,6 +9,7 @@ __all__ = ['TemporalGenerator', 'PathOfFrames', 'clip_singular_values', 'TGAN']
 import torch
 from torch import nn
 from ..config import Config
+from ..core import instance, one_of, shaped, whole
 from .nvs import Generator
 from .gan import GAN, discriminator, doublings
 
@@ -21,13 +22,16 @@ class TemporalGenerator(nn.Module):
         width=512,  # channels of the first moment
     ):
         super().__init__()
+        whole(1, d=d, d_out=d_out), whole(4, width=width)
         chans = [max(width >> i, width >> 2) for i in range(doublings(size))]
         layers = [nn.ConvTranspose1d(d, chans[0], 1, bias=False)]
         for a, b in zip(chans, [*chans[1:], d_out]):
             layers += [nn.BatchNorm1d(a), nn.ReLU(True), nn.ConvTranspose1d(a, b, 4, 2, 1, bias=b == d_out)]
-        self.net = nn.Sequential(*layers, nn.Tanh())
+        self.d, self.net = d, nn.Sequential(*layers, nn.Tanh())
 
-    def forward(self, z): return self.net(z[..., None]).transpose(1, 2)
+    def forward(self, z):
+        shaped(f'torch.float (B, {self.d})', z=z)
+        return self.net(z[..., None]).transpose(1, 2)
 
 # %% ../../nbs/5_baselines/03_tgan.ipynb #c20508cd
 class PathOfFrames(nn.Module):
@@ -45,6 +49,7 @@ class PathOfFrames(nn.Module):
 @torch.no_grad()
 def clip_singular_values(net):
     "No layer of `net` may stretch: singular values at most 1, gains of batch norm at most the deviation."
+    instance(nn.Module, net=net)
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.Linear)):
             u, s, v = torch.linalg.svd(m.weight.flatten(1), full_matrices=False)
@@ -58,6 +63,7 @@ class TGAN(GAN):
     "Temporal and image generator, a Wasserstein discriminator under singular value clipping (Saito et al., 2017)."
     EVERY = 5  # steps between two clippings
     def __init__(self, c: Config):
+        instance(Config, c=c), one_of(('tgan',), model=c.model.name)
         m = c.model
         super().__init__(c, PathOfFrames(m.d_s, m.d_t, c.data.size, m.width), discriminator(c.data.size, m.d_width))
 

@@ -9,6 +9,7 @@ __all__ = ['TwoStreams', 'VGAN']
 import torch
 from torch import nn
 from ..config import Config
+from ..core import instance, one_of
 from .nvs import Generator
 from .gan import GAN, VideoGenerator, discriminator
 
@@ -29,6 +30,7 @@ class VGAN(GAN):
     "Two-stream generator, one spatio-temporal discriminator, an L1 penalty on the mask (Vondrick et al., 2016)."
     TERMS = *GAN.TERMS, 'mask'
     def __init__(self, c: Config):
+        instance(Config, c=c), one_of(('vgan',), model=c.model.name)
         m = c.model
         super().__init__(c, TwoStreams(m.d_s, c.data.size, m.width), discriminator(c.data.size, m.d_width))
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from ..config import Config
+from ..core import NvsError, instance, one_of, shaped, whole
 from ..data.clips import to_float
 from .nvs import Generator, Phase
 from .gan import doublings
@@ -18,17 +19,23 @@ from .gan import doublings
 # %% ../../nbs/5_baselines/05_videovae.ipynb #c49be7da
 def split(x):
     "Mean and log-variance; the latter within reason."
+    shaped('torch.float (..., D)', x=x)
+    if x.shape[-1] % 2: raise NvsError(f'x holds means and log-variances: {x.shape[-1]} is odd')
     mean, log_var = x.float().chunk(2, -1)
     return mean, log_var.clamp(-10, 10)
 
 def draw(gauss):
     "A point from a Gaussian `(mean, log-variance)`."
+    instance(tuple, gauss=gauss)
     mean, log_var = gauss
+    shaped('torch.float (..., D)', mean=mean, log_var=log_var)
     return mean + (log_var / 2).exp() * torch.randn(mean.shape, device=mean.device)
 
 def kl(q, p):
     "Divergence KL(q || p) of Gaussians with diagonal covariance, summed over dimensions: `(...)`."
+    instance(tuple, q=q, p=p)
     (m, v), (n, w) = q, p
+    shaped('torch.float (..., D)', m=m, v=v, n=n, w=w)
     return .5 * (w - v + (v.exp() + (m - n).square()) / w.exp() - 1).sum(-1)
 
 # %% ../../nbs/5_baselines/05_videovae.ipynb #3a783b63
@@ -38,6 +45,7 @@ def frame_encoder(
     out=256,   # features of a frame
 ):
     "Frames `(F, 3, H, W)` -> features `(F, out)`."
+    whole(1, width=width, out=out)
     layers, chans = [], [3, *(width << i for i in range(doublings(size)))]
     for a, b in zip(chans, chans[1:]):
         layers += [nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(.2, True)]
@@ -53,6 +61,7 @@ class VideoVAE(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
+        instance(Config, c=c), one_of(('videovae',), model=c.model.name)
         self.c, m, e = c, c.model, 256
         self.see = frame_encoder(c.data.size, m.e_width, e)
         self.attribute = nn.Linear(e, 2 * m.d_s)                 # q(a | x_1)

@@ -12,16 +12,16 @@ import shlex, sys
 from typing import Annotated
 import numpy as np
 import typer
-from ..config import parse_changes
-from ..core import NvsError, make_rng, one_line, read_json, write_json
+from ..config import Config, parse_changes
+from ..core import NvsError, instance, make_rng, one_line, one_of, read_json, shaped, whole, write_json
 from ..viz import show_strips
 from ..models.latents import LatentDictionary
-from ..models.nvs import generate
+from ..models.nvs import NVS, generate
 from ..training.checkpoint import read_metrics
 from ..evaluation.metrics import decibel, fcs, feature_net, log_distance, motion, real_motion
 from ..evaluation.tables import Picture, Section, Table, number
 from ..evaluation.report import generated, ranks
-from .plan import ARCHIVE, Plan, open_job, run_jobs
+from .plan import ARCHIVE, Done, Plan, open_job, run_jobs
 
 # %% ../../nbs/3_paper/11_ablations.ipynb #982c879a
 LOSSES = {'no-triplet-no-static': dict(lambda_t=0., lambda_s=0.), 'no-triplet': dict(lambda_t=0.),
@@ -41,6 +41,7 @@ RANDOM = {'initial': 'as drawn before training', 'uniform': 'uniform in [-1, 1]'
 
 def random_codes(c, kind, n):
     "A `LatentDictionary` for `n` clips, from the distribution that training starts from or another one, see `RANDOM`."
+    instance(Config, c=c), one_of(RANDOM, kind=kind), whole(1, n=n)
     m, rng = c.model, make_rng(c.seed + 1000)  # not the draws that training began with
     Z = LatentDictionary(n, n, c.data.frames, m.d_s, m.d_t, m.init, rng).requires_grad_(False)
     if kind == 'uniform':
@@ -49,12 +50,14 @@ def random_codes(c, kind, n):
 
 def draw_from(model, Z, idx):
     "Clips that `model` makes of the codes `idx` of another dictionary."
+    instance(NVS, model=model), instance(LatentDictionary, Z=Z)
     own, model.Z = model.Z, Z.to(model.Z.static.device)
     try: return generate(model, idx, idx)
     finally: model.Z = own
 
 def random_strips(d, n=2):
     "Figure: `n` clips of a `Done` from learnt codes and from codes of other distributions."
+    instance(Done, d=d)
     fakes = dict(learnt=generated(d, np.linspace(0, len(d.clips) - 1, n).round().astype(int)))
     for k in RANDOM: fakes[k] = draw_from(d.model, random_codes(d.config, k, n), np.arange(n))
     return show_strips(np.concatenate([*fakes.values()]), np.repeat([*fakes], n).tolist())
@@ -63,6 +66,7 @@ def random_strips(d, n=2):
 def score_codes(d, vgg, f_real, videos):
     """Table 4a: 'learnt' and the keys of `RANDOM` -> scores of that many videos, with codes drawn from the dictionary
     or from other distributions. `f_real`: `motion` of the real clips."""
+    instance(Done, d=d)
     draws = np.random.default_rng(d.config.seed).integers(len(d.clips), size=videos)
     def scores(fake):
         f = motion(fake, vgg)
@@ -73,6 +77,7 @@ def score_codes(d, vgg, f_real, videos):
 
 def table4a(d, videos, vgg, folder):
     "`score_codes` of a `Done` in the folder of all jobs, kept in a file beside its scores."
+    instance(Done, d=d)
     net = feature_net(vgg).to(d.model.Z.static.device)
     path = d.path/f'codes-{videos}-{net.source.get("sha256", "random")}.json'
     if not path.exists():
@@ -83,14 +88,17 @@ def table4a(d, videos, vgg, folder):
 # %% ../../nbs/3_paper/11_ablations.ipynb #f82f41ac
 def object_mask(frames):
     "Pixels of an object on white ground: those darker than white by more than 2 %."
+    shaped('uint8 (..., H, W, 3)', frames=frames)
     return frames.mean(-1) / 255. < .98
 
 def brightest(real):
     "Number of the clip (uint8, objects on white ground) whose object is the brightest, by the mean of its pixels."
+    shaped('uint8 (N, L, H, W, 3)', real=real)
     return int(np.argmax([clip[object_mask(clip)].mean() for clip in real]))
 
 def on_white(d, i):
     "Clip `i` of a `Done`: PSNR of its object's pixels, and how much of the object's contrast with the ground is there."
+    instance(Done, d=d)
     real, fake = d.clips.frames[i, :d.config.data.frames], generated(d, [i])[0]
     a, b = (x[object_mask(real)] / 255. for x in (real, fake))
     return dict(psnr_object=float(decibel(np.mean((a - b)**2))), contrast=float((1 - b).mean() / (1 - a).mean()))
@@ -112,6 +120,7 @@ def controls(s):
 
 def section4a(d, plan):
     "Table 4a from the run with both losses."
+    instance(Done, d=d), instance(Plan, plan=plan)
     videos = 32 if plan.scale == 'demo' else 500
     got = table4a(d, videos, plan.vgg, plan.folder)
     rows = [*controls(d.scores), *(line(f'- Z: random codes, {v}', 'random', **got[k]) for k, v in RANDOM.items()),
@@ -160,10 +169,12 @@ def figure4(runs):
 
 def jobs(plan):
     "The trainings of Table 4 and Figure 4, for a `Plan`."
+    instance(Plan, plan=plan)
     return [plan.job('chairs', name, **VARIANTS[name]) for name in (*LOSSES, 'no-codes') if 'chairs' in plan.sets]
 
 def sections(plan, done):
     "What this notebook adds to the report, from a dict of job's name -> `Done`, or why it failed."
+    instance(Plan, plan=plan), instance(dict, done=done)
     if 'chairs' not in plan.sets: return []
     runs = {name: done.get(f'chairs/{name}') or 'not run' for name in (*LOSSES, 'no-codes')}
     if not isinstance(runs['full'], str): return [section4a(runs['full'], plan), section4b(runs), figure4(runs)]
@@ -172,6 +183,7 @@ def sections(plan, done):
 # %% ../../nbs/3_paper/11_ablations.ipynb #df258dd3
 def one_run(d):
     "The numbers of a finished run, those of the real clips among them."
+    instance(Done, d=d)
     c = d.config
     row = dict(seed=c.seed, precision=c.precision, threads=c.runtime.threads, active=read_metrics(d.path)[-1]['active'])
     if 'chair' in c.data.dataset: row['white'] = on_white(d, brightest(d.clips.frames))

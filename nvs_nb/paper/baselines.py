@@ -10,15 +10,15 @@ __all__ = ['COLUMNS', 'HEAD', 'ADVERSARIAL', 'SEEDS', 'EARLY', 'Entry', 'cost_of
 from typing import NamedTuple
 import numpy as np
 from ..config import BASELINES
-from ..core import NvsError, read_json
+from ..core import NvsError, instance, read_json, whole
 from ..viz import grid, show_strips
 from ..data.clips import load_clips
 from ..training.checkpoint import describe_clips, open_run, read_metrics, run_clips
-from ..evaluation.metrics import feature_net, motion, real_motion, untrained_vgg
+from ..evaluation.metrics import VGGFeatures, feature_net, motion, real_motion, untrained_vgg
 from ..evaluation.samples import KINDS, SAMPLES, draw_samples, evaluate_run
-from ..evaluation.tables import Picture, Section, Table, number, write_pages
+from ..evaluation.tables import Picture, Section, Table, code, literal, number, write_pages
 from ..evaluation.report import LABEL, command, curves
-from .plan import TITLE, Done
+from .plan import TITLE, Done, Plan
 
 # %% ../../nbs/library/baselines.ipynb #faa18ba7
 class Entry(NamedTuple):
@@ -36,6 +36,7 @@ def cost_of(model, told):
 def entries(d, vgg, f_real, label='', **kw):  # list of `Entry`
     """The rows of a `Done`, by `evaluate_run` with `kw`; ours has two, clips as trained and new ones.
     `f_real`: callable, `motion` of the real clips with looks."""
+    instance(Done, d=d)
     about, real, cost = describe_clips(d.clips), d.clips.frames[:, :d.config.data.frames], cost_of(d.model, d.scores)
     label = label or LABEL[d.config.model.name]
     return [Entry(label if kind == 'new' else f'{label}, {KINDS[kind]}', scores,
@@ -85,6 +86,8 @@ def compare(
     n=SAMPLES,      # clips of each kind to score
 ):  # list of `Entry`
     "Write `report.md`, `report.html` and `results.json` about runs on the same clips. `NvsError` if they are not."
+    instance((list, tuple), names=names), instance((VGGFeatures, None), vgg=vgg), whole(2, n=n)
+    if not names: raise NvsError('names: no run is given')
     opened, vgg = [open_run(name, device) for name in names], vgg or untrained_vgg()
     shape, model = lambda r: (r.config.data.frames, r.config.data.size), lambda r: r.config.model.name
     first, frames, size = opened[0].path, *shape(opened[0])
@@ -100,16 +103,16 @@ def compare(
     real, rows, metrics = motion(clips[0].frames[:, :frames], vgg, progress, looks=True), [], {}
     for r, k in zip(opened, clips):
         alike = [s for s in opened if model(s) == model(r)]
-        label = LABEL[model(r)] + f' ({r.path})' * (len(alike) > 1)
+        label = LABEL[model(r)] + f' ({literal(r.path)})' * (len(alike) > 1)
         d = Done(None, r.home, r.model, r.config, k, r.state.get('trainer') or {}, False)
         rows += entries(d, vgg, lambda: real, label, progress=progress, n=n)
         if model(r) in BASELINES and (lines := read_metrics(r.folder)): metrics[label] = lines
     parts = [Section('Scores', [score_table(rows)], numbers_of(rows)), Section('Clips', pictures(rows))]
     if metrics: parts.append(Section('Losses', [Picture('losses.png', curves(metrics), 'Each in its own units')]))
-    how = [f'`{command(r.config, r.about["root"])}`' for r in opened]
+    how = [code(command(r.config, r.about["root"])) for r in opened]
     parts.append(Section('How they were trained', how, dict(settings=[r.config.to_dict() for r in opened])))
-    intro = f'{len(clips[0])} clips of `{clips[0].dataset}`, {frames} frames, {size} pixels.'
-    write_pages(out, f'{len(opened)} runs on {clips[0].dataset}', [intro, *warning(vgg)], parts)
+    intro = f'{len(clips[0])} clips of {code(clips[0].dataset)}, {frames} frames, {size} pixels.'
+    write_pages(out, f'{len(opened)} runs on {literal(clips[0].dataset)}', [intro, *warning(vgg)], parts)
     return rows
 
 # %% ../../nbs/library/baselines.ipynb #6f66fe43
@@ -118,6 +121,7 @@ EARLY = 15  # clips for each second of a main training: when so many have been s
 
 def jobs(plan):
     "Every model for the same time, and scored on the way after the same number of clips."
+    instance(Plan, plan=plan)
     out, n = [], int(EARLY * plan.main_seconds)
     for base in plan.sets:
         out.append(full := plan.job(base, 'full'))
@@ -141,6 +145,7 @@ def rows_of(found, vgg, folder, early):
 
 def seed_table(done, base):
     "Mean and standard deviation over seeds, and the numbers behind them."
+    instance(dict, done=done)
     rows, data = [], {}
     for m in ADVERSARIAL:
         found = [done.get(f'{base}/{name}') for name in (m, *(f'{m}-seed{i}' for i in range(1, SEEDS)))]
@@ -153,6 +158,7 @@ def seed_table(done, base):
 
 def comparison(plan, done, base, vgg):  # list of `Section`
     "The comparison for one set, if there are two models or more."
+    instance(Plan, plan=plan), instance(dict, done=done)
     asked = {name: done.get(f'{base}/{name}') for name in ('full', 'full-early', *BASELINES)}
     found = {name: d for name, d in asked.items() if isinstance(d, Done)}
     rows, early = (rows_of(found, vgg, plan.folder, early) for early in (False, True))
@@ -176,5 +182,6 @@ def comparison(plan, done, base, vgg):  # list of `Section`
 
 def sections(plan, done):
     "The comparison for each set, from a dict of job's name -> `Done`, or why it failed."
+    instance(Plan, plan=plan), instance(dict, done=done)
     vgg = feature_net(plan.vgg)
     return [s for base in plan.sets for s in comparison(plan, done, base, vgg)]

@@ -9,23 +9,25 @@ __all__ = ['TABLE3', 'CELL_KINDS', 'SCORES', 'LINES', 'CARD', 'TITLE', 'FILM', '
 
 # %% ../../nbs/3_paper/12_exchange.ipynb #6ab10646
 from dataclasses import replace
-from glob import escape
+
 import numpy as np
 import pandas as pd
 from PIL.ImageColor import getrgb
-from ..core import NvsError
-from ..data.clips import load_clips
+from ..core import NvsError, finite, instance, shaped, whole
+from ..data.clips import Clips, as_pattern, load_clips
 from ..data.download import PEOPLE
 from ..viz import COLORS, grid, new_figure
-from ..models.nvs import generate
+from ..models.nvs import NVS, generate
 from ..evaluation.metrics import mean_frame, numbers, psnr, psnr_moving, ssim
 from ..evaluation.tables import Picture, Section, Table, number
+from .plan import Done, Plan
 
 # %% ../../nbs/3_paper/12_exchange.ipynb #f0f45267
 def cells(clips, like=None):
     """Clip numbers by static and transient index, (S, T), -1 where there is none; the indices are those of the clips
     `like`, or their own. `NvsError` if two clips share a cell."""
     like, at = like or clips, {}
+    instance(Clips, clips=clips, like=like)
     for i, (s, t) in enumerate(zip(clips.static_id, clips.transient_id)):
         other = at.setdefault((clips.static_names[s], clips.transient_names[t]), i)
         if other != i: raise NvsError(f'{clips.names[other]} and {clips.names[i]} are in one cell')
@@ -38,11 +40,14 @@ TABLE3 = {action: [PEOPLE[int(n) - 1] for n in marks]  # the people whose clip w
 # %% ../../nbs/3_paper/12_exchange.ipynb #a60e3726
 def pattern(names):
     "Clip names as a value of `keep` or `leave_out`, where stars and brackets would mean something else."
-    return ','.join(map(escape, names))
+    instance((list, tuple), names=names)
+    for name in names: instance(str, name=name)
+    return ','.join(map(as_pattern, names))
 
 def holes(clips, share=1/3, seed=0, least=3):
     """A value of `leave_out`: a share of the cells at random, so that each row and column keeps `least` of its own.
     `NvsError` if not so many can be spared."""
+    finite(0, 1, share=share), whole(0, seed=seed, least=least)
     at, want, out = cells(clips), round(share * len(clips)), []
     left = at >= 0
     for s, t in np.random.default_rng(seed).permutation(np.argwhere(left)):
@@ -50,10 +55,11 @@ def holes(clips, share=1/3, seed=0, least=3):
             left[s, t], out = False, [*out, at[s, t]]
     if len(out) < want:
         raise NvsError(f'{clips.dataset}: {least} clips for each row and column leave only {len(out)} of {want} holes')
-    return pattern(clips.names[i] for i in sorted(out))
+    return pattern([clips.names[i] for i in sorted(out)])
 
 def mask_names(mask, clips):
     "A mask, action -> identities whose clip is trained, as a value of `keep`. `NvsError` if nothing of it is there."
+    instance(dict, mask=mask), instance(Clips, clips=clips)
     names = [n for n, s, t in zip(clips.names, clips.static_id, clips.transient_id)
              if clips.static_names[s] in mask.get(clips.transient_names[t], ())]
     if not names: raise NvsError(f'{clips.dataset}: none of the cells of the mask is there')
@@ -62,6 +68,7 @@ def mask_names(mask, clips):
 # %% ../../nbs/3_paper/12_exchange.ipynb #d2e94d67
 def complete(model):
     "The whole matrix, every static code of an `NVS` with every path: uint8 (S, T, L, H, W, 3)."
+    instance(NVS, model=model)
     S, T = len(model.Z.static), len(model.Z.paths)
     fake = generate(model, *np.divmod(np.arange(S * T), T))
     return fake.reshape(S, T, *fake.shape[1:])
@@ -74,6 +81,7 @@ def cell_kinds(clips, full=None):
 
 def matrix_clip(films, kinds):
     "Films (S, T, L, H, W, 3) and `cell_kinds` (S, T) as one clip; one row for each action, as in Table 3."
+    shaped('uint8 (S, T, L, H, W, 3)', films=films), shaped('U ({}, {})'.format(*films.shape[:2]), kinds=kinds)
     out = np.zeros((*films.shape[:3], films.shape[3] + 4, films.shape[4] + 4, 3), np.uint8)
     for cell, kind in np.ndenumerate(kinds): out[cell] = getrgb(COLORS[CELL_KINDS[kind]])
     out[:, :, :, 2:-2, 2:-2] = films
@@ -86,8 +94,8 @@ def matrix_picture(panels, kinds, clips, width=9.):
     at = lambda n: size/2 + 2 + (size + 6) * np.arange(n)  # frames of 2 pixels on both sides, 2 between cells
     for ax, (title, films) in zip(axes[0], panels.items()):
         ax.imshow(matrix_clip(films, kinds)[L//2], interpolation='nearest')
-        ax.set_xticks(at(S), clips.static_names, fontsize=7, rotation=90 if S > 7 else 0)
-        ax.set_yticks(at(T), clips.transient_names, fontsize=7)
+        ax.set_xticks(at(S), clips.static_names, fontsize=7, rotation=90 if S > 7 else 0, parse_math=False)
+        ax.set_yticks(at(T), clips.transient_names, fontsize=7, parse_math=False)
         ax.set_title(title), ax.grid(False), ax.tick_params(length=0), ax.spines[:].set_visible(False)
     for kind in (k for k in CELL_KINDS if k in kinds): ax.plot([], [], 's', color=COLORS[CELL_KINDS[kind]], label=kind)
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
@@ -96,10 +104,12 @@ def matrix_picture(panels, kinds, clips, width=9.):
 # %% ../../nbs/3_paper/12_exchange.ipynb #d72db8fc
 def windows(film, L):
     "Every run of L consecutive frames of a film (F, H, W, 3): (F-L+1, L, H, W, 3)."
+    shaped('uint8 (F, H, W, 3)', film=film), whole(1, len(film), L=L)
     return np.stack([film[i:i + L] for i in range(len(film) - L + 1)])
 
 def align(film, clips):
     "Of all windows of a film and all clips (n, L, H, W, 3) the pair (window, clip) with the smallest squared error."
+    shaped('uint8 (n, L, H, W, 3)', clips=clips), shaped('uint8 (F, {}, {}, 3)'.format(*clips.shape[2:4]), film=film)
     real = windows(film, clips.shape[1])
     a, b = (x.reshape(len(x), -1).astype(np.float32) / 255 for x in (real, clips))
     mse = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
@@ -114,10 +124,12 @@ CARD = ('per cell; a real film longer than a clip: its window of smallest square
 
 def score_pair(real, fake):
     "The `SCORES` of one clip; None where nothing moves."
+    shaped('uint8 (L, H, W, 3)', real=real, fake=fake)
     return numbers({k: f(real[None], fake[None])[0] for k, f in SCORES.items()})
 
 def stand_ins(film, others, L):
     "What a filled cell is compared with: a key of `LINES` -> (window of the true film, best copy or mean frame)."
+    shaped('uint8 (N, L, H, W, 3)', others=others)
     copies = [align(film, windows(other, L)) for other in others]
     best = lambda score, pairs: max(pairs, key=lambda pair: score(*(x[None] for x in pair))[0])
     return dict(nearest=best(psnr, copies), nearest_moving=best(psnr_moving, copies),
@@ -126,6 +138,7 @@ def stand_ins(film, others, L):
 def score_cells(fake, clips, full):
     """Each cell of a completed matrix against its film, and what stands in for those not trained: 'cells' (flat dicts),
     'means' of each line, 'card'. `clips` were trained on; `full` has those left out too, its films may be longer."""
+    instance(Clips, clips=clips, full=full), shaped(f'uint8 ({clips.S}, {clips.T}, L, H, W, 3)', fake=fake)
     rows = []
     for (s, t), i in np.ndenumerate(cells(full, clips)):
         if i < 0: continue
@@ -139,7 +152,7 @@ def means_by_line(rows):
     "The mean scores of each line, and of how many cells."
     lines = pd.DataFrame(rows).astype(dict.fromkeys(SCORES, float)).groupby('line')
     counts, means = lines.size(), lines[[*SCORES]].mean()
-    return {k: dict(cells=int(counts[k]), **numbers(means.loc[k])) for k in LINES if k in counts}
+    return {k: dict(cells=int(counts[k]), **numbers(dict(means.loc[k]))) for k in LINES if k in counts}
 
 def score_table(means):
     "A `Table` of such means; whatever is no key of `LINES` is its own label."
@@ -154,6 +167,7 @@ FILM = 28  # frames read of a real film, to slide along
 
 def jobs(plan, mask=None):
     "The trainings of Table 3, for a `Plan`; `mask` as for `mask_names`, or None: holes at random."
+    instance(Plan, plan=plan)
     if 'weizmann' not in plan.sets: return []
     drawn = plan.embedded('weizmann')
     def job(name, mask, **changes):
@@ -165,6 +179,7 @@ def jobs(plan, mask=None):
 
 def exchange_parts(d, name):
     "Parts of a `Section`, and data, of a `Done`; generated films beside their originals only where these are embedded."
+    instance(Done, d=d)
     c, some, data = d.config, d.clips, {k: d.scores[k] for k in ('step', 'train_seconds')}
     more = {} if d.embedded else dict(window='first', read_frames=max(c.data.frames, c.data.read_frames, FILM))
     full, shown = load_clips(c.replace(keep='', leave_out='', **more), d.job.root), {'generated': complete(d.model)}
@@ -181,6 +196,7 @@ def exchange_parts(d, name):
 
 def sections(plan, done):
     "What this notebook adds to the report, from a dict of job's name -> `Done`, or why it failed."
+    instance(Plan, plan=plan), instance(dict, done=done)
     data, parts = {}, ['The orange cells were never trained. The paper shows four of its own, and gives no numbers.']
     for name in ('exchange', 'exchange-paper'):
         d = done.get(f'weizmann/{name}')

@@ -10,21 +10,23 @@ import os, platform
 from dataclasses import replace
 from pathlib import Path
 import torch
-from ..core import NvsError
-from ..evaluation.tables import Section, Table, number, write_pages
+from ..core import NvsError, PATH, finite, instance, one_of
+from ..evaluation.tables import Section, Table, code, literal, number, write_pages
 from . import ablations, baselines, exchange, interpolation, results
-from .plan import ARCHIVE, Done, Plan, known, open_job, run_jobs
+from .plan import ARCHIVE, SCALES, Done, Plan, known, open_job, run_jobs
 
 # %% ../../nbs/library/reproduce.ipynb #4e890d87
 PARTS = dict(results=results, baselines=baselines, ablations=ablations, exchange=exchange, interpolation=interpolation)
 
 def chosen(plan):  # list of modules
     "The parts of a plan. On the scale 'demo' the baselines are trained only if they are asked for."
+    instance(Plan, plan=plan)
     wanted = plan.only or [name for name in PARTS if (plan.scale, name) != ('demo', 'baselines')]
     return [part for name, part in PARTS.items() if name in wanted]
 
 def all_jobs(plan):  # list of `Job`, each once
     "The trainings behind a plan. `NvsError` if it has a setting that none of their models has."
+    instance(Plan, plan=plan)
     found = {}
     for job in (job for part in chosen(plan) for job in part.jobs(plan)):
         if found.setdefault(job.name, job) != job: raise ValueError(f'two trainings are called {job.name}')
@@ -36,6 +38,7 @@ def all_jobs(plan):  # list of `Job`, each once
 # %% ../../nbs/library/reproduce.ipynb #66fab775
 def find_roots(root, sets, scale):  # dict: set -> its folder
     "The folders of `sets` below `root` ('': none; None: $NVS_DATA, but on the scale 'demo' none)."
+    instance((*PATH, None), root=root), instance((list, tuple), sets=sets), one_of(SCALES, scale=scale)
     if root is None and scale != 'demo': root = os.environ.get('NVS_DATA')
     roots = {b: Path(root)/b for b in sets if (Path(root)/b).is_dir()} if root else {}
     if root and not roots: raise NvsError(f'--root {root}: has no folder called {", ".join(sets)}')
@@ -53,6 +56,9 @@ def make_plan(
     only=(),       # names of parts; (): as the scale says
 ):  # `Plan`
     "The plan that options ask for. `NvsError` names the option that cannot be."
+    instance(str, which=which), instance((*PATH, None), root=root), instance((dict, None), changes=changes)
+    instance((list, tuple), only=only)
+    if seconds is not None: finite(0, seconds=seconds)
     sets = tuple(ARCHIVE) if which == 'all' else tuple(dict.fromkeys(which.split(',')))
     for asked, all_of, option in ((sets, [*ARCHIVE, 'all'], ''), (only, PARTS, '--only ')):
         for name in asked:
@@ -63,6 +69,7 @@ def make_plan(
 # %% ../../nbs/library/reproduce.ipynb #929ec281
 def trainings(jobs, done):  # `Section`
     "Every training of the report: on what, with which settings, for how long, and what became of it."
+    instance(dict, done=done)
     rows, data = [], {}
     for j in jobs:
         d, c = done[j.name], j.config
@@ -77,6 +84,7 @@ def trainings(jobs, done):  # `Section`
 
 def command_of(plan):
     "The command that makes a plan."
+    instance(Plan, plan=plan)
     which = 'all' if len(plan.sets) == len(ARCHIVE) else ','.join(plan.sets)
     more = [*['--root DIR'] * bool(plan.roots), *[f'--seconds {plan.seconds:g}'] * bool(plan.seconds),
             *(f'--only {part}' for part in plan.only), *(f'--set {k}={v}' for k, v in plan.changes.items())]
@@ -93,19 +101,20 @@ def reproduce(
     report_only=False,  # train nothing, tell what is finished
 ):  # dict: training that failed -> why
     "Train what is not trained yet, then write `report.md`, `report.html`, `results.json` and all pictures into `out`."
+    instance(Plan, plan=plan), instance(PATH, runs=runs, out=out), instance((*PATH, None), vgg=vgg)
     vgg = str(vgg or os.environ.get('NVS_VGG16', ''))
     plan = replace(plan, device=device, vgg=vgg, folder=str(Path(runs).resolve()))
     jobs, command = all_jobs(plan), command_of(plan)
     why = {} if report_only else run_jobs(jobs, runs, device, vgg, side_by_side, progress)
     def open_or_say(job):
-        if why.get(job.name): return f'failed: {why[job.name]}'
+        if why.get(job.name): return f'failed: {literal(why[job.name])}'
         try: return open_job(job, runs)
         except NvsError: return 'not trained yet'
     done = {j.name: open_or_say(j) for j in jobs}
     sections = [*(s for part in chosen(plan) for s in part.sections(plan, done)), trainings(jobs, done)]
     sets = ', '.join(f'{b}: {"embedded " * plan.embedded(b)}{plan.dataset(b)}' for b in plan.sets)
     about = dict(command=command, scale=plan.scale, torch=torch.__version__, machine=platform.machine())
-    intro = [f'Scale `{plan.scale}` ({sets}), torch {about["torch"]}, {about["machine"]}. Made by `{command}`.',
+    intro = [f'Scale `{plan.scale}` ({sets}), torch {about["torch"]}, {about["machine"]}. Made by {code(command)}.',
         'Each section names a table or figure of the paper; of two numbers side by side the first is the paper\'s. '
         'With other data, budgets or features they cannot be equal; what can be compared is the order of the rows.']
     write_pages(out, 'Non-adversarial video synthesis: the paper, rebuilt', intro, sections, about)

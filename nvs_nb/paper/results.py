@@ -10,11 +10,12 @@ __all__ = ['PAPER', 'TRAININGS', 'PIXELS', 'CATEGORIES', 'SETTINGS', 'jobs', 'se
 import numpy as np
 import torch
 from ..config import BASELINES, make_config
+from ..core import instance, one_of, shaped
 from ..viz import COLORS, grid, new_figure, plot_paths, show_strips
 from ..evaluation.report import LABEL, generated, ranks, spread, strips
 from ..evaluation.tables import Picture, Section, Table, number
 from .diagram import draw_method
-from .plan import ARCHIVE, TITLE, Done
+from .plan import ARCHIVE, TITLE, Done, Plan
 
 # %% ../../nbs/3_paper/10_three_sets.ipynb #0c5ab9ed
 PAPER = dict(  # Table 2: (MCS, FCS) of each row; the bound is that of the real clips
@@ -27,6 +28,7 @@ TRAININGS = {'full': {}, 'no-triplet-no-static': dict(lambda_s=0., lambda_t=0.)}
 
 def jobs(plan):
     "The trainings of Table 2, for a `Plan`."
+    instance(Plan, plan=plan)
     return [plan.job(base, name, **changes) for base in plan.sets for name, changes in TRAININGS.items()]
 
 # %% ../../nbs/3_paper/10_three_sets.ipynb #3b47d4d2
@@ -34,6 +36,7 @@ PIXELS = dict(psnr_mean=2, psnr_worst=2, psnr_moving=2, ssim=3)  # scores of rec
 
 def setting_line(d):
     "On what, and how, a `Done` was trained."
+    instance(Done, d=d)
     c, s, net = d.config, d.scores, d.scores['cards']['mcs']
     random = ' **Random weights: this MCS cannot be compared with the paper\'s.**' * ('sha256' not in net)
     return (f'{len(d.clips)} clips of `{c.data.dataset}`, {c.data.frames} frames, {c.data.size} pixels; `{c.preset}`, '
@@ -49,6 +52,8 @@ def table2(
     done,  # dict: job's name -> `Done`, or why it failed
 ):  # `Section`
     "One part of Table 2: the paper's rows beside ours, and the controls that say how to read them."
+    instance(dict, done=done)
+    one_of(PAPER, base=base)
     runs = {k: done.get(f'{base}/{name}') for k, name in (('without', 'no-triplet-no-static'), ('full', 'full'))}
     good = {k: d for k, d in runs.items() if isinstance(d, Done)}
     paper, rows, some = {k: [f'{x:.2f}' for x in v] for k, v in PAPER[base].items()}, [], [*good.values()][:1]
@@ -73,6 +78,7 @@ def table2(
 # %% ../../nbs/3_paper/10_three_sets.ipynb #e01db926
 def figures(base, done):
     "Figure 5 and the supplement's figure for one set."
+    instance(dict, done=done)
     d, n = done.get(f'{base}/full'), dict(chairs=2, weizmann=3, golf=4)[base]
     if not isinstance(d, Done): return []
     kind, few, many = 'Original above generated' if d.embedded else 'Generated', spread(d, 6), spread(d, 16)
@@ -88,16 +94,19 @@ def figures(base, done):
 @torch.no_grad()
 def paths_of(d, idx=slice(None)):
     "The codes r of clips of a `Done`: (B, L, D)."
+    instance(Done, d=d)
     return d.model.codes(*(torch.as_tensor(x[idx]) for x in (d.clips.static_id, d.clips.transient_id)))[1]
 
 def path_distances(r):
     "Mean squared distance of the codes (B, L, D) of two frames, by how far they are apart in time: list of L."
+    shaped('torch.float (B, L, D)', r=r)
     gap = torch.arange(r.shape[1])
     gap, apart = (gap[:, None] - gap).abs(), (r[:, :, None] - r[:, None]).square().sum(-1).mean(0)
     return [apart[gap == k].mean().item() for k in range(r.shape[1])]
 
 def figure3(done, base='chairs'):
     "Codes of one clip with and without the triplet loss, and the distance of two codes by the time between them."
+    instance(dict, done=done)
     runs = {'without': done.get(f'{base}/no-triplet-no-static'), 'with': done.get(f'{base}/full')}
     if not all(isinstance(d, Done) for d in runs.values()): return []
     fig, axes = new_figure(1, 3, width=10, height=3)
@@ -121,6 +130,7 @@ CATEGORIES = dict(  # adversarial? needs a frame? its codes
 
 def table1(plan, done):  # `Section`
     "Table 1: kinds of methods; and for those that were trained what can be measured of it."
+    instance(Plan, plan=plan), instance(dict, done=done)
     rows, data = [[LABEL[m], *kinds] for m, kinds in CATEGORIES.items()], {}
     for row, m in zip(rows, CATEGORIES):
         for base in plan.sets:
@@ -142,6 +152,7 @@ SETTINGS += ['optim.lr_g', 'budget.epochs', 'budget.seconds']
 
 def about(plan, done):
     "Figure 2 (the method), the supplement's Table 2 (settings) and Figure 1 (data)."
+    instance(Plan, plan=plan), instance(dict, done=done)
     here = {f'`{plan.dataset(b)}`, here': plan.job(b, 'full').config for b in plan.sets}
     all_of = {f'{TITLE[b]}, paper': make_config(ARCHIVE[b], 'paper') for b in PAPER} | here
     rows = [[label, *(f'{c.flat()[k]:g}' for k in SETTINGS)] for label, c in all_of.items()]
@@ -156,5 +167,6 @@ def about(plan, done):
 
 def sections(plan, done):
     "Tables 1 and 2, Figures 1 to 3 and 5, the supplement's Table 2 and Figures 1 to 4."
+    instance(Plan, plan=plan), instance(dict, done=done)
     sets = [s for base in plan.sets for s in (table2(base, done), *figures(base, done))]
     return [table1(plan, done), *about(plan, done), *(figure3(done) if 'chairs' in plan.sets else []), *sets]

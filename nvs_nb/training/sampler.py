@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..config import Config
+from ..core import instance, shaped, whole
 from ..data.clips import Clips
 
 # %% ../../nbs/library/sampler.ipynb #ac45efc2
 @lru_cache(2)  # of the present epoch, and of the next while a batch is prepared ahead
 def epoch_order(n, seed, epoch):
     "A random order of `n` clips for an epoch, `(n,)`."
+    whole(1, n=n), whole(0, seed=seed, epoch=epoch)
     order = np.random.default_rng([seed, 0, epoch]).permutation(n)
     order.flags.writeable = False  # it is shared
     return order
@@ -28,6 +30,7 @@ def unseen_frames(
     clips,  # `Clips`, under its id maps
 ):  # bool (N, L)
     "The frames that a training never shows: with 'alternate' every second one, by turns, from code to code."
+    instance(Config, c=c), instance(Clips, clips=clips)
     turn = (clips.static_id + clips.transient_id)[:, None] + np.arange(c.data.frames)
     return turn % 2 == (1 if c.model.train_frames == 'alternate' else 2)
 
@@ -35,6 +38,7 @@ def steps_per_epoch(
     c,  # `Config`
     n,  # number of clips
 ):
+    instance(Config, c=c), whole(1, n=n)
     return math.ceil(n / c.optim.batch) * c.optim.repeats
 
 class Draw(NamedTuple):
@@ -51,7 +55,9 @@ def draw(
     step,    # its number
 ):  # `Draw`
     "The draw of a step, a function of the seed and its number alone. An epoch's batches differ by one clip at most."
+    instance(Config, c=c), instance(Clips, clips=clips), whole(0, 2**62, step=step)
     n, L, m = len(clips), c.data.frames, c.model
+    shaped(f'bool ({n}, {L})', unseen=unseen)
     batches = math.ceil(n / c.optim.batch)
     epoch, i = divmod(step // c.optim.repeats, batches)
     first, end = (n // batches * j + min(j, n % batches) for j in (i, i + 1))
@@ -87,6 +93,7 @@ class Sampler:
         device,            # torch device
         rank=0, world=1,   # number of this process, of all
     ):
+        whole(1, world=world), whole(0, world - 1, rank=rank), instance((str, torch.device), device=device)
         self.c, self.clips, self.device, self.rank, self.world = c, clips, torch.device(device), rank, world
         self.unseen, self.frames, self.thread, self.next = unseen_frames(c, clips), clips.frames, None, {}
         where = c.runtime.data_on_device

@@ -1,0 +1,302 @@
+"Every public function says in one line which argument is wrong: no error from the depth, no wrong result in silence."
+import importlib
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nvs_nb.config import make_config
+from nvs_nb.core import NvsError, finite, in_range, indices, instance, one_of, power_of_two, shaped, shown, whole
+from nvs_nb.data.clips import load_set
+from nvs_nb.data.frames import Window
+from nvs_nb.evaluation.metrics import motion, untrained_vgg
+from nvs_nb.models.build import build_model
+from nvs_nb.models.nvs import NVS
+from nvs_nb.paper.exchange import cell_kinds, complete
+from nvs_nb.paper.interpolation import weights
+from nvs_nb.training.checkpoint import describe_clips, save_checkpoint
+from nvs_nb.training.trainer import Trainer
+
+NAN, HUGE = float('nan'), 10**400
+WRONG = dict(  # kind of argument: wrong values, given a right one
+    whole=lambda v: [-1, 1.5, True, 'x', None, NAN, HUGE, [1]],
+    count=lambda v: [0, -1, 1.5, True, 'x', None, NAN, HUGE, [1]],
+    number=lambda v: [-1., NAN, np.inf, True, 'x', None, [1.]],
+    flag=lambda v: ['x', None, 2],
+    choice=lambda v: ['nonsense', 3, None, ['a']],
+    text=lambda v: [3, None, ['a']],
+    path=lambda v: [3, None, ['a']],
+    thing=lambda v: [None, 3, 'x', object(), []],
+    names=lambda v: [3, 'x', v[:1]],
+    items=lambda v: [3, None, object()],
+    error=lambda v: [-1., 'x', None, ['a']],
+    phases=lambda v: [None, 'x', [], [[.1]], [NAN], ['a']],
+    frames=lambda v: [None, 'x', 3, v[:0], v / 255., v.astype(int), v[..., :2], v[..., 0]],
+    clips=lambda v: WRONG['frames'](v) + [v[0, 0], v[None]],
+    alike=lambda v: WRONG['clips'](v) + [v[:1], v[:, :2], v[:, :, 2:]],
+    array=lambda v: [None, 'x', 3, v[:0], v.astype(str), v * NAN],
+    tensor=lambda v: [None, 'x', 3, v[:0], v.long(), v.byte(), v.numpy(), v.tolist()],
+    ranked=lambda v: WRONG['tensor'](v) + [v[0], v[None]],
+    ids=lambda v: [None, 'x', 3, [], [-1, 0], [0, 10**6], [1.5, 0], [[0, 1]], [True, False], [0, 1, 0]],
+    times=lambda v: [None, 'x', [], [[.1]], [NAN], ['a'], [-1.], [99.]])
+
+
+def given(function, /, **kinds):
+    "A function of the table: argument = (right value, kind of its wrong ones), or a value that is just passed on."
+    return {k: v if type(v) is tuple and len(v) == 2 and v[1] in [*WRONG, *(f'{x}?' for x in WRONG)] else (v, None)
+            for k, v in kinds.items()}, function
+
+
+@cache
+def some():
+    "What the calls work on."
+    o, rng = SimpleNamespace(), np.random.default_rng(0)
+    o.real, o.fake = rng.integers(0, 256, (2, 3, 4, 16, 16, 3)).astype(np.uint8)
+    small = dict(size=32, frames=8, width=16, hidden=8, d_s=4, d_t=3, levels=3, batch=4, epochs=1, threads=1)
+    o.c, o.actors = make_config('actors', **small), load_set('actors', size=32, frames=8)
+    o.clips = o.actors.with_ids('clip', 'clip')
+    o.few = o.clips.subset([0, 1])
+    o.model = NVS(o.c, len(o.clips), len(o.clips))
+    o.matrix = NVS(make_config('actors', static_ids='dataset', transient_ids='dataset', **small), 6, 6)
+    o.gans = {m: make_config('chairs', model=m, size=32, frames=8, width=16, d_width=4) for m in ('vgan', 'tgan',
+          'mocogan')}
+    o.gans['videovae'] = make_config('chairs', model='videovae', size=32, frames=8, width=16, e_width=4, hidden=8)
+    o.vgg = untrained_vgg()
+    o.f, o.g = (motion(x, o.vgg, looks=True) for x in (o.real, o.fake))
+    o.x, o.y = torch.rand(2, 2, 4, 3, 16, 16) * 2 - 1
+    o.path, o.about = torch.randn(2, 6, 5), describe_clips(o.clips)
+    return o
+
+
+def viz(o, tmp):
+    play = dict(fps=(12, 'number'), scale=(1, 'count'))
+    files = [given(f'save_{s}', path=(tmp/f'a.{s}', 'path'), clip=(o.real[0], 'frames'), **play) for s in ('gif',
+          'mp4')]
+    return [*files, *(given(f, clip=(o.real[0], 'frames'), **play) for f in ('gif_bytes', 'mp4_bytes', 'animate')),
+        given('save_strip', path=(tmp/'a.png', 'path'), clip=(o.real[0], 'frames'), every=(1, 'count')),
+        given('png_bytes', clip=(o.real[0], 'frames'), every=(1, 'count')),
+        given('new_figure', rows=(1, 'count'), cols=(2, 'count'), width=(5., 'number'), height=(2., 'number')),
+        given('tint', color=('blue', 'choice'), amount=(.5, 'number')), given('check_clip', clip=(o.real[0], 'frames')),
+        given('grid', clips=(o.real, 'clips'), cols=(2, 'count?'), pad=(1, 'whole')),
+        given('strip', clip=(o.real[0], 'frames'), every=(2, 'count'), pad=(1, 'whole')),
+        given('show_strips', clips=(o.real, 'frames'), titles=(['a', 'b', 'c'], 'names'), every=(2, 'count'),
+              width=(5., 'number')), given('bigger', clip=(o.real[0], 'frames'), scale=(2, 'count')),
+        given('side_by_side', real=(o.real, 'alike'), fake=o.fake, every=(2, 'count'), gain=(4, 'number')),
+        given('plot_curves', metrics=([dict(step=1, loss=1.)], 'text'), keys=(('loss',), 'thing'), x=('step', 'choice'),
+              height=(2., 'number')), given('plane', codes=(np.random.rand(5, 3), 'array')),
+        given('plot_paths', codes=(np.random.rand(2, 5, 3), 'array'), labels=(['a', 'b'], 'names'))]
+
+
+def models_latents(o, tmp):
+    sizes = dict(S=(2, 'count'), T=(3, 'count'), L=(4, 'count'), d_s=(5, 'count'), d_t=(6, 'count'))
+    return [given('LatentDictionary', **sizes, init=('path', 'choice'), rng=(None, 'thing?'), sparse=(False, 'flag')),
+        given('random_path', T=(2, 'count'), L=(4, 'count'), d=(3, 'count')),
+        given('project_ball', z=(o.path, 'tensor')),
+        given('project_rank', z=(o.path, 'tensor'), rho=(2, 'whole'))]
+
+
+def models_losses(o, tmp):
+    k, kind = torch.tensor([0, 3]), dict(kind=('l1', 'choice'), levels=(2, 'whole'))
+    return [given('laplacian_pyramid', x=(o.x, 'tensor'), levels=(2, 'whole')), given('pyramid_matrices', n=16),
+        given('reconstruction', fake=(o.x, 'ranked'), real=o.y, **kind),
+        given('static_loss', fake=(o.x, 'ranked'), real=(o.y, 'ranked'), k=(k, 'thing'), **kind),
+        given('neighbours', L=(6, 'count'), near=(2., 'number'), device='cpu'),
+        given('squared_distances', r=(o.path, 'ranked')),
+        given('triplet_loss', r=(o.path, 'ranked'), alpha=(2., 'number'))]
+
+
+def models_nvs(o, tmp):
+    return [given('Recurrent', d_t=(3, 'count'), hidden=(4, 'count'), recurrent=(True, 'flag')),
+        given('Generator', d=(4, 'count'), size=(8, 'count'), width=(12, 'count'), norm=('group', 'choice'),
+              act=('relu', 'choice'), init=('fan', 'choice'), output=('tanh', 'choice'), labels=(2, 'whole'),
+              rng=(None, 'thing?')),
+        given('init_generator', net=(nn.Linear(2, 2), 'thing'), how=('fan', 'choice'), rng=(None, 'thing?')),
+        given('Phase', train=(('G',), 'thing'), repeat=(1, 'count')),
+        given('NVS', c=(o.c, 'thing'), S=(2, 'count'), T=2),
+        given('generate', model=(o.model, 'thing'), static_id=([0, 1], 'ids'), transient_id=([0, 1], 'ids'),
+              batch=(2, 'count'))]
+
+
+def models_build(o, tmp):
+    return [given('triplet_released', r=(o.path, 'ranked'), margin=(2., 'number')),
+        given('build_model', c=(o.c, 'thing'), S=(1, 'count'), T=(2, 'count')),
+        given('Released', c=(make_config('actors', 'released', size=32), 'thing'), S=(1, 'count'), T=(1, 'count'))]
+
+
+def models_gan(o, tmp):
+    vae = build_model(o.gans['videovae'])
+    return [given('doublings', size=(32, 'count')), given('Noise', sigma=(.1, 'number')),
+        given('VideoGenerator', d=(4, 'count'), size=(16, 'count'), width=(16, 'count'), out=(3, 'count')),
+        given('discriminator', size=(16, 'count'), width=(4, 'count'), flat=(False, 'flag'), noise=(.1, 'number')),
+        given('init_small', net=(nn.Linear(2, 2), 'thing')),
+        given('new_clips', model=(vae, 'thing'), n=(2, 'count'), real=(o.clips.frames, 'clips'), seed=(0, 'whole'),
+              batch=(2, 'count'))]
+
+
+def models_vgan(o, tmp):
+    return [given('VGAN', c=(o.gans['vgan'], 'thing')),
+        given('TwoStreams', d=(4, 'count'), size=(16, 'count'), width=16)]
+
+
+def models_tgan(o, tmp):
+    return [given('TGAN', c=(o.gans['tgan'], 'thing')), given('clip_singular_values', net=(nn.Linear(2, 2), 'thing')),
+        given('TemporalGenerator', d=(4, 'count'), d_out=(3, 'count'), size=(16, 'count'), width=(16, 'count'))]
+
+
+def models_mocogan(o, tmp):
+    return [given('MoCoGAN', c=(o.gans['mocogan'], 'thing')),
+            given('ContentAndMotion', d_s=(4, 'count'), d_t=(3, 'count'), size=(16, 'count'), width=(16, 'count'))]
+
+
+def models_videovae(o, tmp):
+    return [given('VideoVAE', c=(o.gans['videovae'], 'thing')), given('split', x=(torch.rand(2, 4), 'tensor')),
+            given('frame_encoder', size=(16, 'count'), width=(4, 'count'), out=(8, 'count'))]
+
+
+def evaluation_metrics(o, tmp):
+    both, f = dict(real=(o.real, 'alike'), fake=o.fake), torch.rand(3, 4)
+    return [*(given(name, **both) for name in ('psnr', 'psnr_moving', 'ssim', 'pixel_scores')),
+        *(given(name, real=(o.real, 'clips')) for name in ('mean_frame', 'frozen')),
+        given('shuffled', real=(o.real, 'clips'), seed=(0, 'whole')),
+        given('shifted', real=o.real, pixels=(1, 'count')),
+        given('blurred', real=(o.real, 'clips'), sigma=(1., 'number')), given('decibel', mse=(.1, 'error')),
+        given('moving_mask', real=(o.real, 'clips'), threshold=(.05, 'number')),
+        given('VGGFeatures', seed=(0, 'whole')),
+        given('fcs', clips=(o.real, 'clips'), count_first=(True, 'flag'), consecutive=(False, 'flag')),
+        given('find_vgg', path=(None, 'thing?'), download=(False, 'flag')), given('numbers', scores=({}, 'thing')),
+        given('vgg_features', frames=(o.real[0], 'frames'), net=(o.vgg, 'thing'), batch=(4, 'count')),
+        given('motion', clips=(o.real, 'clips'), net=(o.vgg, 'thing')),
+        given('log_distance', f=(f, 'ranked'), g=f + 1),
+        given('mcs_floor', f=(f, 'ranked'), seed=(0, 'whole'), draws=2),
+        given('mcs', real=(o.real, 'clips'), fake=o.fake, net=(o.vgg, 'thing'), mode=('signed', 'choice')),
+        given('mcs_scores', f=(o.f, 'thing'), g=(o.g, 'thing')), given('controls', real=(o.real[:, :2], 'clips')),
+        given('score', **both, vgg=(o.vgg, 'thing?'), seed=(0, 'whole'), f_real=o.f)]
+
+
+def evaluation_samples(o, tmp):
+    draw = dict(model=(o.model, 'thing'), about=(o.about, 'thing'), n=(1, 'count'), seed=(0, 'whole'))
+    return [given('distances', a=(o.f['looks'], 'ranked'), b=o.g['looks']), given('sharpness', clips=(o.real, 'clips')),
+        given('nearest', d=(torch.rand(4, 3, 3), 'ranked')), given('kinds_of', config=(o.c, 'thing'), about=o.about),
+        given('evaluate_samples', real=(o.real, 'clips'), fake=o.fake, vgg=(o.vgg, 'thing'), f_real=(o.f, 'thing?')),
+        given('our_clips', **draw, kind=('mixed', 'choice')),
+        given('draw_samples', **draw, config=(o.c, 'thing'), kind=('exchanged', 'choice'), real=o.clips.frames)]
+
+
+def evaluation_report(o, tmp):
+    return [given('ranks', psnr_clips=([1., 2.], 'text')),
+        given('evenly', psnr_clips=([1., 2.], 'text'), n=(1, 'count')),
+        given('score_all', model=(o.model, 'thing'), config=(o.c, 'thing'), clips=(o.few, 'thing')),
+        given('read_scores', run=(tmp, 'path')),
+        given('mosaic', real=(o.real, 'alike'), fake=o.fake, psnr_clips=[1, 2, 3])]
+
+
+def training_sampler(o, tmp):
+    return [given('epoch_order', n=5, seed=0, epoch=0), given('steps_per_epoch', c=(o.c, 'thing'), n=(5, 'count')),
+        given('unseen_frames', c=(o.c, 'thing'), clips=(o.clips, 'thing')),
+        given('draw', c=(o.c, 'thing'), clips=(o.clips, 'thing'), unseen=(np.zeros((36, 8), bool), 'array'), step=0)]
+
+
+def training_trainer(o, tmp):
+    every = dict(save_every=(60., 'number'), sample_every=(60., 'number'))
+    return [given('Metrics', every=(10, 'count')), given('Samples', every=(60., 'number')),
+        given('Checkpoints', every=(60., 'number')), given('Trainer', config=(o.c, 'thing'), clips=(o.clips, 'thing'),
+            run=(None, 'text?'), device=('cpu', 'choice'), progress=False, callbacks=((), 'items'),
+            log_every=(10, 'count'), **every)]
+
+
+def training_checkpoint(o, tmp):
+    save_checkpoint(tmp/'run/checkpoint.pt', o.model.state_dict(), o.c, o.about)
+    return [*(given(f, run=(tmp/'run', 'path'), device=('cpu', 'choice')) for f in ('load_run', 'open_run')),
+        given('find_run', run=(tmp/'run', 'path')), given('load_checkpoint', path=(tmp/'run/checkpoint.pt', 'path')),
+        given('read_metrics', run=(tmp, 'path')), given('describe_clips', clips=(o.clips, 'thing')),
+        given('save_checkpoint', path=(tmp/'x.pt', 'path'), weights=({}, 'thing'), config=(o.c, 'thing'),
+              about=(o.about, 'thing'))]
+
+
+def paper_interpolation(o, tmp):
+    ids, W = dict(static_id=([0, 1], 'ids'), transient_id=([0, 1], 'ids')), weights([.5], 4)
+    return [given('weights', times=([.5, 1], 'times'), L=(6, 'count'), kind=('linear', 'choice'), knots=[0, 2, 4]),
+        given('mix', model=(o.model, 'thing'), **ids, W=(weights([.5], 8), 'text'), codes=('r', 'choice')),
+        given('between', model=(o.model, 'thing'), **ids, times=([.5], 'times'), kind=('cubic', 'choice'),
+              codes=('z', 'choice')), given('fade', clips=(o.real, 'clips'), W=W),
+        given('cross_fade', clips=(o.real, 'clips'), times=([.5], 'times'), kind=('linear', 'choice')),
+        given('code_rank', paths=(o.path, 'ranked'), share=(.99, 'number')),
+        given('score_frames', real=(o.real, 'alike'), fake=o.fake, mask=np.ones((3, 16, 16), bool))]
+
+
+def paper_exchange(o, tmp):
+    films, kinds = complete(o.matrix), cell_kinds(o.actors)
+    return [given('cells', clips=(o.actors, 'thing')), given('complete', model=(o.matrix, 'thing')),
+        given('holes', clips=(o.actors, 'thing'), share=(.2, 'number'), seed=(0, 'whole'), least=(2, 'whole')),
+        given('mask_names', mask=({'walk': ['ada']}, 'thing'), clips=(o.actors, 'thing')),
+        given('matrix_clip', films=(films, 'frames'), kinds=(kinds, 'thing')),
+        given('windows', film=(o.real[0], 'frames'), L=(2, 'count')),
+        given('align', film=(o.real[0], 'frames'), clips=(o.fake[:, :2], 'clips')),
+        given('score_pair', real=(o.real[0], 'frames'), fake=o.fake[0])]
+
+
+def data_clips(o, tmp):
+    window = (Window(2), 'thing')
+    return [given('to_float', u8=(o.real, 'frames')), given('to_uint8', x=(o.x, 'tensor')),
+        given('load_set', name=('actors', 'choice'), root=(None, 'text?'), size=(32, 'count'), frames=(2, 'count'),
+              window=('first', 'choice'), stride=(1, 'count'), seed=(0, 'whole'), fit=('crop', 'choice')),
+        given('load_actors', size=(32, 'count'), window=window),
+        given('load_chairs', size=(32, 'count'), window=window),
+        given('load_swings', size=(32, 'count'), window=window, n=(1, 'count')),
+        given('choose', clips=(o.actors, 'thing'), keep=('ada_*', 'text'), leave_out=('', 'text')),
+        given('load_clips', config=(o.c, 'thing'))]
+
+
+def data_synthetic(o, tmp):
+    return [given('actor', identity=(0, 'whole'), action=(0, 'whole'), phases=([.1], 'phases'), size=(32, 'count')),
+            given('golfer', seed=(0, 'whole'), frames=(1, 'count'), size=(32, 'count'), shake=(.5, 'number'))]
+
+
+def config(o, tmp):
+    return [given('make_config', dataset=('actors', 'choice'), preset=('fast', 'choice'), model=('nvs', 'choice'))]
+
+
+def core(o, tmp):
+    return [given('atomic_write', path=(tmp/'q', 'path'), write=(lambda p: p.write_text(''), 'thing')),
+        given('write_json', path=(tmp/'j', 'path'), obj={}), given('read_json', path=(tmp/'j', 'path')),
+        given('pick_device', name=('cpu', 'choice')), given('make_rng', seed=(0, 'whole'))]
+
+
+def paper_plan(o, tmp):
+    return [given('Plan', scale=('demo', 'choice'), roots=({}, 'thing'), sets=(('chairs',), 'text'),
+                  seconds=(0., 'number'), changes=({}, 'thing'), only=((), 'items'))]
+
+
+MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_gan, models_vgan, models_tgan,
+    models_mocogan, models_videovae, evaluation_metrics, evaluation_samples, evaluation_report, training_sampler,
+    training_trainer, training_checkpoint, paper_interpolation, paper_exchange, data_clips, data_synthetic, config,
+          core,
+    paper_plan]
+
+
+def complaint(f, kw):
+    "'' if a call ends with an error of ours in one line, else what it did."
+    try: f(**kw)
+    except NvsError as e: return '' if '\n' not in str(e) and len(str(e)) < 400 else f'long: {e}'
+    except Exception as e: return repr(e)
+    return 'no error'
+
+
+@pytest.mark.parametrize('calls', MODULES, ids=lambda f: f.__name__)
+def test_wrong_arguments_are_told(calls, tmp_path, monkeypatch):
+    monkeypatch.setenv('NVS_CACHE', str(tmp_path/'cache'))
+    monkeypatch.chdir(tmp_path)
+    module, bad = importlib.import_module('nvs_nb.' + calls.__name__.replace('_', '.', 1)), []
+    for args, name in calls(some(), tmp_path):
+        f, right = getattr(module, name), {k: v for k, (v, _) in args.items()}
+        f(**right)
+        for k, (value, kind) in args.items():
+            if not kind: continue
+            for wrong in WRONG[kind.rstrip('?')](value):
+                if kind.endswith('?') and wrong is None: continue
+                told = complaint(f, {**right, k: wrong})
+                if told: bad.append(f'{name}({k}={shown(wrong)}): {told}')
+    assert not bad, '\n'.join(bad)
