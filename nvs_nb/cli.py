@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 'Preset', 'Model', 'Change', 'Seconds', 'app', 'data_app',
-           'cache_app', 'DEVICES', 'DEMO', 'say', 'option', 'Format', 'application', 'nvs', 'data', 'settings',
-           'safe_names', 'pick_clips', 'announce', 'resume_line', 'learn', 'conclude', 'train', 'resume', 'tune',
-           'generate', 'evaluate', 'compare', 'info', 'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents',
-           'home', 'locate', 'tell', 'cache', 'clear', 'data_info', 'get', 'main']
+           'cache_app', 'DEVICES', 'DEMO', 'say', 'option', 'Format', 'as_folder', 'application', 'nvs', 'data',
+           'settings', 'safe_names', 'pick_clips', 'announce', 'resume_line', 'learn', 'conclude', 'train', 'resume',
+           'tune', 'generate', 'evaluate', 'compare', 'info', 'demo_place', 'demo', 'reproduce', 'count', 'matrix',
+           'contents', 'home', 'locate', 'tell', 'cache', 'clear', 'data_info', 'get', 'main']
 
 # %% ../nbs/library/cli.ipynb #13770d75
-import contextlib, difflib, errno, os, re, sys
+import contextlib, difflib, errno, math, os, re, sys
 from collections import Counter
 from datetime import datetime
 from enum import Enum
@@ -51,6 +51,11 @@ Model = Annotated[str, option('--model', 'NAME', 'nvs, or a baseline of Table 1:
 Change = Annotated[list[str], option('--set', 'KEY=VALUE',
     'Change a setting, such as model.width=256; may be repeated. Settings are the fields of nvs_nb.config.')]
 Seconds = Annotated[Optional[float], option('--seconds', 'S', 'Train for so long; the clock sets the steps.', min=.1)]
+
+def as_folder(option, path):  # Path
+    "The folder that an option names, there or not. `NvsError` if it is a file."
+    if (path := expand(path)).exists() and not path.is_dir(): raise NvsError(f'{option} {path}: a file, not a folder')
+    return path
 
 def application(help, **kw):
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=help, **kw)
@@ -144,7 +149,7 @@ def announce(t):
              f'codes {c.model.d_s}, drawn anew in each step')
     say(f'shapes      {codes}, frames {tuple(k.frames.shape)}')
     say(f'computing   {c.model.name}, preset {c.preset}, on {t.device}, {c.precision}, {c.runtime.memory_format}, '
-        f'{torch.get_num_threads()} threads; ' + f'{n} processes; ' * (n > 1)
+        f'{count(torch.get_num_threads(), "thread")}; ' + f'{n} processes; ' * (n > 1)
         + 'CUDA graphs; ' * (t.compute != t.on_device) + 'compiled; ' * c.runtime.compile
         + 'frames from a file; ' * (not t.sampler.on_device)
         + (f'{c.budget.seconds:g} s' if c.budget.seconds else f'{c.budget.epochs} epochs, {t.steps} steps'))
@@ -285,7 +290,7 @@ def generate(
     else:
         names, idx = r.about['names'], pick_clips(clip, r.about['names'], r.path)
         clips = nvs.generate(r.model, *([r.about[ids][i] for i in idx] for ids in ('static_id', 'transient_id')))
-    folder = expand(out) if out else (r.home or Path())/'generated'
+    folder = as_folder('--out', out or (r.home or Path())/'generated')
     files = list(zip(safe_names([names[i] for i in idx], taken=['all']), clips))
     if len(clips) > 1: files.append(('all', viz.grid(clips)))
     kinds = [f.value for f in format] or [f.value for f in Format]
@@ -350,7 +355,9 @@ def info(run: Run):
     from nvs_nb.models.build import LATENT
     from nvs_nb.training.checkpoint import open_run, read_metrics, share_done
     r = open_run(run)
-    c, about, done, lines, scores = r.config, r.about, share_done(r), read_metrics(r.folder), read_scores(r.folder)
+    c, about, done, scores = r.config, r.about, share_done(r), read_scores(r.folder)
+    saved = (r.state.get('trainer') or {}).get('step', math.inf)  # a killed training has logged more
+    lines = [x for x in read_metrics(r.folder) if x['step'] <= saved]
     say(f'run         {r.path}: {about["dataset"]}, model {c.model.name}, preset {c.preset}, configuration {c.hash()}')
     say(f'clips       {len(about["names"])} of {c.data.frames} frames, {c.data.size}x{c.data.size} px, '
         f'from {about["root"] or "the package"}: ' + ', '.join(about['names'][:4] + ['...'][:len(about['names']) > 4]))
@@ -378,7 +385,6 @@ def demo_place(
 ):  # (Path, resume?, a line about it)
     "Where a demo goes: a free folder, or an interrupted demo of the same settings. Never over anything."
     from nvs_nb.training.checkpoint import is_free, numbered, open_run, share_done
-    if out.exists() and not out.is_dir(): raise NvsError(f'--out {out}: a file, not a folder')
     for path in numbered(out if out.name else out.resolve()):
         if is_free(path): return path, False, '' if path == out else f'{out} is taken; this demo goes to {path}'
         with contextlib.suppress(NvsError):  # what cannot be opened is not ours
@@ -403,7 +409,7 @@ def demo(
     on = pick_device(device)
     config = make_config('chairs', 'fast', **(DEMO | dict(seconds=seconds) if seconds else DEMO))
     config = runtime.settle(config, on)
-    clips, (path, again, line) = load_clips(config), demo_place(expand(out), config)
+    clips, (path, again, line) = load_clips(config), demo_place(as_folder('--out', out), config)
     if line: say(line)
     with hold(path) if again else new_folder([path]):
         t = Trainer.resume(path, clips, device=device) if again else Trainer(config, clips, path, device)
@@ -440,8 +446,8 @@ def reproduce(
     from nvs_nb.config import parse_changes
     from nvs_nb.paper.reproduce import make_plan, reproduce
     plan = make_plan(datasets, scale, root, seconds, parse_changes(changes), only)
-    runs = expand(runs or f'runs/reproduce-{scale}')
-    out = expand(out) if out else runs/('report' if datasets == 'all' else f'report-{datasets.replace(",", "-")}')
+    runs = as_folder('--runs', runs or f'runs/reproduce-{scale}')
+    out = as_folder('--out', out or runs/('report' if datasets == 'all' else f'report-{datasets.replace(",", "-")}'))
     failed = reproduce(plan, runs, out, device, vgg16, side_by_side, report_only=report_only)
     for name, why in failed.items(): say(f'failed      {name}: {why}')
     say(f'report      {out/"report.html"}, {out/"report.md"}\ntrainings   {runs}')

@@ -298,7 +298,8 @@ def expand(path):  # Path
     "A path with ~ filled in. `NvsError` for a user who has no home directory here."
     try: return Path(path).expanduser()
     except RuntimeError:
-        raise NvsError(f'{path}: no such user, or no home directory; a cache may be elsewhere: NVS_CACHE') from None
+        hint = ' (of the cache: NVS_CACHE)' * str(path).startswith('~/')
+        raise NvsError(f'{path}: no such user, or no home directory; give a path without ~{hint}') from None
 
 def read_json(path):
     "Read a JSON file; a missing or broken one raises `NvsError` with its name."

@@ -61,8 +61,9 @@ def done(*args):
 
 
 def tree(top='.'):
-    "Every file with its content and time, every folder; the cache and locks do not count"
-    paths = [p for p in sorted(Path(top).rglob('*')) if '.cache' not in p.parts and p.name != '.lock']
+    "Every file with its content and time, every folder; the cache, locks and what coverage keeps do not count"
+    paths = [p for p in sorted(Path(top).rglob('*'))
+             if '.cache' not in p.parts and p.name != '.lock' and not p.name.startswith('.coverage')]
     return {p.as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) if p.is_file() else None for p in paths}
 
 
@@ -381,6 +382,27 @@ BAD_FOR_A_RUN = {
 def test_bad_option_for_a_run(run, line): refused(*line.split(), names=BAD_FOR_A_RUN[line].split())
 
 
+@pytest.mark.parametrize('line', ['generate run --out thesis', 'reproduce chairs --out thesis',
+                                  'reproduce chairs --runs thesis'])
+def test_a_file_where_a_folder_goes(run, line):
+    Path('thesis').write_text('all my work')
+    refused(*line.split(), names=line.split()[-2:] + ['not a folder'])
+
+
+def test_runs_that_are_there_are_named(run):
+    shutil.copytree(run, 'runs/mine')
+    refused('info', 'mien', names=['mien', 'no such run', 'mine'])
+
+
+def test_info_tells_what_is_saved(run):
+    "A training that was killed has logged more steps than its checkpoint holds"
+    told = lambda: re.search('(?m)^trained .*', done('info', run).out)[0]
+    before, log = told(), run / 'metrics.jsonl'
+    last = json.loads(log.read_text().splitlines()[-1])
+    with log.open('a') as f: f.write(json.dumps({**last, 'step': last['step'] + 40}) + '\n')
+    assert told() == before
+
+
 def test_near_names_are_offered(run):
     edit(run, clips=lambda c: {**c, 'names': ['ada_walk', 'ada_jump', 'bob_walk']})
     refused('generate', run, '--clip', 'ada_wlak', names=['ada_walk'])
@@ -506,7 +528,7 @@ def test_run_of_another_set(run):
     "Other clips than those of the training are refused, be they of the same kind or not"
     golf('other', seed=1), golf('fewer', clips=2)
     for root in ('other', 'fewer'):
-        for command in ('resume', 'evaluate'): refused(command, run, '--root', root, names=['run', 'other clips'])
+        for command in ('resume', 'evaluate'): refused(command, run, '--root', root, names=['run', 'other clips', '--root'])
     edit(run, config=lambda c: {**c, 'data': {**c['data'], 'dataset': 'swings'}}, clips=lambda c: {**c, 'root': ''})
     refused('resume', run, names=['run', 'other clips'])
 
@@ -547,7 +569,8 @@ def test_no_permission():
 def limited(*args):
     "A command that cannot write files of more than 20,000 bytes, as on a disk that fills up"
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
-    return cli.main([str(a) for a in args])
+    try: return cli.main([str(a) for a in args])
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # coverage writes at the end
 
 
 def test_no_space_left(fork):

@@ -49,7 +49,8 @@ def load(tmp_path):
 # ---------------------------------------------------------------- what is no clip
 @pytest.mark.parametrize('path', [
     '$RECYCLE.BIN/S-1/b.gif', 'lost+found/b.gif', '@eaDir/b.gif/x.jpg', '__MACOSX/b.gif', '._b.gif', '.Trashes/b.gif',
-    'System Volume Information/b.gif', 'sub/#recycle/b.gif', 'Thumbs.db', 'sub/desktop.ini'])
+    'System Volume Information/b.gif', 'sub/#recycle/b.gif', 'Thumbs.db', 'sub/desktop.ini', 'found.002/b.gif',
+    '$WINDOWS.~BT/b.gif', 'sub/@Transcode/b.gif', 'M4ROOT/THMBNL/b.gif', 'Icon\r'])
 def test_what_systems_leave(path, root, load):
     film(root / path)
     clips = load(root)
@@ -91,7 +92,7 @@ def test_links(root, tmp_path, load):
     (root / 'old.log').symlink_to('gone')
     assert load(root).names == ['1_x', 'a'] and load(root).skipped == ['latest: a link to nowhere']
     (root / 'b.gif').symlink_to('gone.gif')
-    with pytest.warns(UserWarning, match='1 of 3 clips are left out: b.gif: cannot be decoded'): load(root)
+    with pytest.warns(UserWarning, match='1 of 3 clips left out: b.gif: cannot be decoded'): load(root)
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes here')
@@ -119,7 +120,7 @@ def test_bad_files_are_left_out_and_told(root, load, tmp_path, capsys):
     film(root / 'short.gif', FILM[:3]), text(root / 'page.mp4', '<html>'), text(root / 'empty.gif', '')
     Image.fromarray(FILM[0]).save(root / 'loose.png')
     for i in range(2):  # also from the cache
-        with pytest.warns(UserWarning, match='2 of 4 clips are left out: empty.gif: .*empty.*; page.mp4'):
+        with pytest.warns(UserWarning, match='2 of 4 clips left out: empty.gif: .*empty.*; page.mp4'):
             c = load(root)
         assert c.names == ['a'] and [line.split(':')[0] for line in c.skipped] == [
             'empty.gif', 'page.mp4', 'short', '1 picture in the folder itself (loose.png, ...)']
@@ -140,6 +141,8 @@ def test_measures(tmp_path):
     (tmp_path / 's.png').unlink(), (tmp_path / 'walk/ann.png').unlink()
     for i, f in enumerate(FILM): Image.fromarray(f).save(tmp_path / f'walk/{i}.png')
     assert [measure(s) for s in find_sources('folder', tmp_path)[0]] == [(8, (32, 32))]
+    for f in (tmp_path / 'walk').iterdir(): Image.fromarray(FILM[0, ..., 0].astype(np.uint16)).save(f)
+    with pytest.raises(NvsError, match='0.png: deep pixels'): measure(find_sources('folder', tmp_path)[0][0])
 
 
 @pytest.mark.parametrize('wide, counts, want', [

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from nvs_nb.core import NvsError
 from nvs_nb.data.frames import TooShort, Window, is_film, open_rgb, read_film, read_images, read_tiles, series, square
+from nvs_nb.data.readers import find_sources, measure
 
 COLORS = np.array([[[190, 50, 60], [50, 170, 80]], [[70, 80, 210], [230, 210, 60]]], np.uint8)
 
@@ -68,7 +69,9 @@ def near(clip, tolerance=6, want=COLORS): assert np.abs(corners(clip[0]) - want)
     ((0, 1, -1, 0), np.rot90(FILM, -1, (1, 2))), ((0, -1, 1, 0), np.rot90(FILM, 1, (1, 2))),
     ((0, -1, -1, 0), FILM[:, ::-1, ::-1].swapaxes(1, 2))])
 def test_display_matrix(matrix, want, tmp_path):
-    assert differ(read(set_matrix(encode(tmp_path / 'a.mp4'), *matrix)), small(want)) < 2
+    path = set_matrix(encode(tmp_path / 'a.mp4'), *matrix)
+    assert differ(read(path), small(want)) < 2
+    assert measure(find_sources('folder', tmp_path)[0][0]) == (6, want.shape[2:0:-1])
 
 
 @pytest.mark.parametrize('ratio, turned', [('64/45', False), ('4/3', False), ('8/9', False), ('4/3', True)])
@@ -129,6 +132,15 @@ def test_colors_by_tags(rgb, kind, full, tags, tmp_path):
     near(read(path, 1), 20 if tags.get('color_trc') in (16, 18) else 6)  # HDR in 8 bits is coarse
 
 
+def test_matrix_that_is_not_tagged(tmp_path):
+    "goes with the primaries, and with the curves of HDR, whatever the size"
+    for i, (kind, rgb, tags) in enumerate([('709', FILM/255., dict(color_primaries=1)),
+                                           ('2020', signal('', TO_2020), dict(color_primaries=9)),
+                                           ('2020', signal('pq', TO_2020), dict(color_trc=16))]):
+        path = encode(tmp_path / f'{i}.mkv', planes(rgb, kind), form='planes', tags=tags, options={'crf': '1'})
+        near(read(path, 1), 20 if 'color_trc' in tags else 6)
+
+
 def test_unknown_color_space(tmp_path):
     with pytest.raises(NvsError, match=r'a\.mkv: .*unknown colour space 14'):
         read(encode(tmp_path / 'a.mkv', planes(FILM/255.), form='planes', tags=dict(colorspace=14)))
@@ -149,6 +161,13 @@ def test_pixel_formats_of_films(codec, pix, suffix, form, tolerance, tmp_path):
     options = {'libvpx': {'crf': '4', 'b': '0', 'auto-alt-ref': '0'}, 'mjpeg': {'qmin': '1', 'qmax': '2'}}
     path = encode(tmp_path / f'a.{suffix}', frames, codec, pix, form, options.get(codec.removesuffix('-vp9')))
     near(read(path), tolerance, want)
+
+
+def test_fourth_byte_of_raw_pixels(tmp_path):
+    "Nobody sets it in an AVI, where it is no alpha channel"
+    frames = np.concatenate([FILM, np.zeros_like(FILM[..., :1])], -1)
+    near(read(encode(tmp_path / 'a.avi', frames, 'rawvideo', 'bgra', 'rgba')), 0)
+    assert read(encode(tmp_path / 'a.mov', frames, 'rawvideo', 'bgra', 'rgba')).min() == 255
 
 
 # ---------------------------------------------------------------- time
@@ -315,6 +334,18 @@ def test_deep_grey(pixels, kw, good, tmp_path):
         if good: assert reader(where, 'x', Window(1), 32, **kw).max() > 200
         else:
             with pytest.raises(NvsError, match=r'a\.tif: deep pixels'): reader(where, 'x', Window(1), 32, **kw)
+
+
+@pytest.mark.parametrize('most', [4095, 65535])
+def test_deep_colors(most, tmp_path):
+    "12 bits where the file says 16 are refused in pictures and films alike"
+    deep = (FILM*257.*most/65535).astype(np.uint16)
+    (tmp_path / 'a.ppm').write_bytes(b'P6 64 48 65535 ' + deep[0].astype('>u2').tobytes())
+    encode(tmp_path / 'a.mkv', deep, 'ffv1', 'rgb48le', 'rgb48le')
+    for name in 'a.ppm', 'a.mkv':
+        if most == 65535: near(read(tmp_path / name, 1), 1)
+        else:
+            with pytest.raises(NvsError, match=rf'{name}: deep pixels'): read(tmp_path / name, 1)
 
 
 @pytest.mark.parametrize('pixels', [GREY*2**23, -GREY, GREY], ids=['32 bits', 'negative', '8 in 32'])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECODER', 'FORMATS', 'CONTAINERS', 'PICTURE', 'ANIMATION', 'VIDEO', 'NEITHER', 'ONE', 'SIGNED', 'NUMBER', 'PRIMARIES',
-           'PQ', 'HLG', 'ALPHA', 'TooShort', 'decoding', 'opened', 'open_picture', 'check_pixels', 'is_film', 'to_rgb',
-           'open_rgb', 'square', 'shrink', 'Window', 'read_tiles', 'natural', 'numbered', 'series', 'read_images',
-           'color_table', 'show', 'pages', 'movie', 'Film', 'read_film']
+           'PQ', 'HLG', 'ALPHA', 'TooShort', 'decoding', 'opened', 'open_picture', 'check_pixels', 'is_film', 'load',
+           'to_rgb', 'open_rgb', 'square', 'shrink', 'Window', 'read_tiles', 'natural', 'numbered', 'series',
+           'read_images', 'color_table', 'show', 'pages', 'movie', 'Film', 'read_film']
 
 # %% ../../nbs/library/frames.ipynb #504682c1
 import io, logging, os, re, stat, warnings, zlib
@@ -76,11 +76,16 @@ def is_film(path):
     return False
 
 # %% ../../nbs/library/frames.ipynb #62fb0c55
+def load(im):
+    "Decode a PIL image, and note whether its colours had 16 bits."
+    if re.search(';16|65535', str(getattr(im, 'tile', ''))): im.info['deep'] = True  # of TIFF and PNG, and of PPM
+    im.load()
+
 def to_rgb(im):
     "Any PIL image as RGB, the right way up: white below what is transparent, in sRGB, deep pixels scaled to 8 bits."
     if im.mode == 'F': raise ValueError('floating-point pixels have no known range')
-    deep, info, tags = ';16' in str(getattr(im, 'tile', '')), im.info, getattr(im, 'tag_v2', {})  # of a TIFF
-    im.load()
+    load(im)
+    deep, info, tags = im.info.get('deep'), im.info, getattr(im, 'tag_v2', {})  # of a TIFF
     if im.getexif().get(0x112, 1) != 1: im = ImageOps.exif_transpose(im)
     if im.mode[0] == 'I':
         bits = tags.get(258, (16,))[0]
@@ -275,16 +280,18 @@ def color_table(curve, primaries):  # Color3DLUT
 def show(
     shot,     # a PIL image, or a frame of a video
     ratio=1,  # of its pixels, width : height
+    opaque=False,  # whether its alpha channel means nothing
 ):  # RGB image, ratio
     "What a player shows of it."
     if isinstance(shot, Image.Image): return to_rgb(shot), ratio
     form, space = shot.format, shot.colorspace
     if space not in (1, 4, 5, 6, 7, 9, 10):
         if space not in (0, 2, 3) and not form.is_rgb: raise ValueError(f'unknown colour space {space}')
-        space = 1 if shot.width >= 1280 or shot.height > 576 else 5
+        hd, curve = shot.width >= 1280 or shot.height > 576, shot.color_trc
+        space = {1: 1, 5: 5, 6: 6, 9: 9}.get(shot.color_primaries, 9 if curve in (PQ, HLG) else 1 if hd else 5)
     full = shot.color_range == 2 or form.name.startswith('yuvj') or form.is_rgb
     full = full or form.name.startswith('gray') and not shot.color_range
-    alpha = form.has_palette or any(c.is_alpha for c in form.components)
+    alpha = not opaque and (form.has_palette or any(c.is_alpha for c in form.components))
     tags = dict(src_colorspace=space, src_color_range=2 if full else 1, dst_color_range=2)
     half = 2 if shot.width*shot.height > 4e6 else 1  # of 4K and more, the means of 2x2 pixels suffice
     rgb = shot.reformat(shot.width//half, shot.height//half, 'rgba' if alpha else 'rgb24',
@@ -297,6 +304,7 @@ def show(
         if abs(b)+abs(c) > abs(a)+abs(d): pixels, ratio, a, d = pixels.swapaxes(0, 1), 1/ratio, c, b
         pixels = pixels[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
     im = to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+    if form.components[0].bits > 14: im.info['top'] = int(pixels[..., :3].max())
     curve, primaries = shot.color_trc, shot.color_primaries
     if curve in (PQ, HLG) and primaries == 2: primaries = 9
     return im.filter(color_table(curve, primaries)) if curve in (PQ, HLG) or primaries in PRIMARIES else im, ratio
@@ -314,7 +322,7 @@ def pages(im):
 ALPHA = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}  # decoders that keep it, which FFmpeg's own ones do not
 
 def movie(path):
-    "(frame, ratio of its pixels) of a video."
+    "(frame, ratio of its pixels, whether its alpha means nothing) of a video."
     options = dict(format_whitelist=CONTAINERS, protocol_whitelist='file')
     try: box = av.open(f'file:{path}', options=options, metadata_errors='replace')
     except (av.InvalidDataError, av.ArgumentError, av.EOFError, av.OSError):
@@ -340,7 +348,8 @@ def movie(path):
                 if shot.is_corrupt and started: raise ValueError('damaged')
                 if shot.is_corrupt: continue
                 started = True
-                yield shot, float(stream.sample_aspect_ratio or decoder.sample_aspect_ratio or 1)
+                opaque = box.format.name == 'avi' and decoder.name == 'rawvideo'  # a fourth byte that nobody sets
+                yield shot, float(stream.sample_aspect_ratio or decoder.sample_aspect_ratio or 1), opaque
             if packet.is_corrupt and box.format.name != 'mpegts': raise ValueError('cut short')  # there: a seam
 
 class Film:
@@ -354,7 +363,7 @@ class Film:
             shots = movie(self.path) if im is None else ((page, 1) for page in pages(im))
             try:
                 for shot in shots:
-                    if im is not None: im.load()
+                    if im is not None: load(im)
                     self.n += 1
                     yield shot
             except Exception as e:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from ..core import MARK, NvsError, atomic_write, expand, made_in, printable, read_json, write_json
 from .frames import (DECODER, Film, TooShort, Window, decoding, is_film, natural, open_picture, open_rgb,
-                                opened, read_film, read_images, read_tiles, series)
+                                opened, read_film, read_images, read_tiles, series, show, shrink)
 
 # %% ../../nbs/library/readers.ipynb #2939a9db
 @dataclass(frozen=True)
@@ -34,10 +34,13 @@ class Source:
 
 IMAGES = '.jpg .jpeg .jpe .jfif .png .apng .bmp .webp .tif .tiff .ppm .pgm .pnm .avif .jp2 .j2k'.split()
 VIDEOS = ('.gif .mp4 .m4v .mov .qt .f4v .3gp .3g2 .avi .divx .mkv .webm .wmv .asf .flv .mpg .mpeg .m2v .vob .mod '
-          '.ts .mts .m2ts .m2t .mxf .dv .ogv .ogg .rm .y4m').split()
-SYSTEM = ('$recycle.bin|recycler|recycled|system volume information|found.000|lost+found|lost.dir|__macosx|@eadir|@tmp|'
-          '@recycle|@__thumb|@recently-snapshot|#recycle|#snapshot|~snapshot|network trash folder|temporary items|'
-          'thumbs.db|ehthumbs.db|desktop.ini|icon\r').split('|')  # what systems put into folders, in lower case
+          '.ts .mts .m2ts .m2t .mxf .dv .ogv .ogg .rm .y4m .tp .trp .tod .m2p .m1v .mpe .vro .3gpp .mk3d .ogm .rmvb '
+          '.h264 .264 .hevc .h265 .265 .ivf .nut').split()
+SYSTEM = re.compile(  # what systems and cameras put into folders
+    r'\$recycle\.bin|\$windows\.~\w+|\$extend|recycler|recycled|system volume information|found\.[0-9]{3}|config\.msi|'
+    r'msocache|lost\+found|lost\.dir|thmbnl|__macosx|@eadir|@tmp|@recycle|@__thumb|@recently-snapshot|@sharebin|'
+    r'@download|@transcode|#recycle|#snapshot|~snapshot|network trash folder|temporary items|'
+    r'thevolumesettingsfolder|thumbs\.db|ehthumbs\w*\.db|desktop\.ini|icon\r', re.I)
 NOWHERE = 'a link to nowhere'
 
 def is_run(names):
@@ -65,7 +68,7 @@ def find(
             if folder == root: raise NvsError(f'{root}: the folder of a run, not of clips')
             continue
         for name in sorted(entries.keys() - made_in(folder), key=natural):
-            if name[0] == '.' or name.lower() in SYSTEM: continue
+            if name[0] == '.' or SYSTEM.fullmatch(name): continue
             path, entry, is_dir, is_file = folder/name, entries[name], False, False
             with contextlib.suppress(OSError): is_dir, is_file = entry.is_dir(), entry.is_file()
             if is_dir: (links if entry.is_symlink() else folders).append(path)
@@ -238,7 +241,7 @@ def decode(
             kept.append(i)
     return frames if frames is None else frames[:len(kept)], kept, bad, short
 
-CACHE_VERSION = 4  # a new number makes all older cache entries stale: count up when decoding changes
+CACHE_VERSION = 5  # a new number makes all older cache entries stale: count up when decoding changes
 LIMIT = 20.        # gigabytes of the cache, unless $NVS_CACHE_LIMIT says another number
 LARGE = 2**28      # bytes: larger files are known by their place and times, and never read just to know them
 
@@ -391,20 +394,25 @@ def measure(source):  # (frames, (width, height))
     "How long a source is and how large its frames are, by decoding all of it. `NvsError` if that cannot be."
     size, path, how = None, source.files[0], source.read.keywords
     if source.read.func is read_film:
-        with decoding(path):
-            for shot, _ in (film := Film(path)): size = size or (shot.width, shot.height)
+        def shots():
+            nonlocal size
+            for shot, *more in film:
+                seen, ratio = show(shot, *more)
+                turned = (seen.width-seen.height)*(shot.width-shot.height) < 0
+                size = size or (shot.width, shot.height)[::-1 if turned else 1]
+                yield seen, ratio
+        film = Film(path)
+        with decoding(path): shrink(shots(), 1, 'crop', path)
         if not size: raise NvsError(f'{path}: a video without frames')
         return film.n, size
     if source.read.func is read_tiles:
         im = open_rgb(path)
         side, length = im.size if how['down'] else im.size[::-1]
         step = round(side*how.get('aspect', 1))
-        source.read(name=source.name, window=Window(1), size=32)  # complains where it is no whole number of frames
-        return length//step, (side, step) if how['down'] else (step, side)
-    for f in series(source.files) if source.read.func is read_series else source.files:
-        now = open_rgb(f).size
-        if now != (size := size or now): raise NvsError(f'{f}: {now[0]}x{now[1]} pixels, not {size[0]}x{size[1]}')
-    return len(source.files), size
+        n, size = length//step or 1, (side, step) if how['down'] else (step, side)
+    else: n, size = len(source.files), open_rgb(path).size
+    source.read(name=source.name, window=Window(n), size=1)  # complains as it does in a training
+    return n, size
 
 def drawn(sources, n, seed):
     "`n` of the sources, at random, in their order; those that are left out anyway stay, to be told."
@@ -454,6 +462,6 @@ def read_clips(
     if cache is not False and limit: write_index()
     if meta['bad']:
         few = '; '.join(meta['bad'][:3] + ['...']*(len(meta['bad']) > 3))
-        warnings.warn(f'{root}: {len(meta["bad"])} of {len(wanted)} clips are left out: {few}', stacklevel=2)
+        warnings.warn(f'{root}: {len(meta["bad"])} of {len(wanted)} clips left out: {few}', stacklevel=2)
     return frames, dict(names=[s.name for s in kept], statics=[s.static for s in kept],
                         transients=[s.transient for s in kept], skipped=skipped, digests=meta['digests'])

@@ -229,7 +229,8 @@ def find_run(
         if os.path.isfile(path) or os.path.exists(path/'checkpoint.pt'): return path
     for path in tries:
         if os.path.exists(path): raise NvsError(f'{path}: holds no checkpoint.pt, so it is not a run')
-    raise NvsError(f'{run}: no such run')
+    known = sorted(path.parent.name for path in Path('runs').glob('*/checkpoint.pt'))
+    raise NvsError(f'{run}: no such run' + f'; in runs: {", ".join(known[:5] + ["..."]*(len(known) > 5))}'*bool(known))
 
 def open_run(
     run,           # as `find_run`
@@ -254,7 +255,8 @@ def same_clips(
     lists = dict(gone=[n for n in about['names'] if n not in now], new=[n for n in now if n not in about['names']],
                  changed=[n for n, x in known.items() if n in now and now[n] != x])
     told = ''.join(f'; {k}: {", ".join(names[:3] + ["..."]*(len(names) > 3))}' for k, names in lists.items() if names)
-    raise NvsError(f'{run}: was trained on other clips ({had}) than these ({has}){told}')
+    raise NvsError(f'{run}: was trained on other clips ({had}) than these ({has}){told}; '
+                   'give it those it knows (--root), or train a new run')
 
 def run_clips(
     opened,     # `Opened`
