@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from nvs_nb.config import make_config
@@ -250,6 +251,26 @@ def data_clips(o, tmp):
         given('load_clips', config=(o.c, 'thing'))]
 
 
+def data_frames(o, tmp):
+    strip = tmp/'strip.png'
+    Image.fromarray(np.concatenate(o.real[0], 1)).save(strip)
+    clip = dict(name=('x', 'text'), window=(Window(4), 'thing'), size=(8, 'count'), fit=('crop', 'choice'))
+    im = dict(im=(Image.new('RGB', (8, 8)), 'thing'), size=(8, 'count'), fit=('crop', 'choice'), ratio=(1., 'number'))
+    return [given('square', **im), given('open_rgb', path=(strip, 'path')), given('is_film', path=(strip, 'path')),
+            given('read_tiles', path=(strip, 'path'), **clip, down=(False, 'flag'), aspect=(1., 'number')),
+            given('read_images', files=([strip], 'items'), **{**clip, 'window': (Window(1), 'thing')}),
+            given('read_film', path=(strip, 'path'), **{**clip, 'window': (Window(1), 'thing')}),
+            given('series', files=([strip], 'items'))]
+
+
+def data_readers(o, tmp):
+    (tmp/'a').mkdir()
+    for i, f in enumerate(o.real[0]): Image.fromarray(f).save(tmp/f'a/{i}.png')
+    return [given('find', root=(tmp, 'path')), given('find_sources', reader=('folder', 'choice'), root=(tmp, 'path')),
+            given('read_clips', reader=('folder', 'choice'), root=(tmp, 'path'), size=(8, 'count'),
+                  window=(Window(4), 'thing'), cache=False, fit=('crop', 'choice'), draw=(0, 'whole'))]
+
+
 def data_synthetic(o, tmp):
     return [given('actor', identity=(0, 'whole'), action=(0, 'whole'), phases=([.1], 'phases'), size=(32, 'count')),
             given('golfer', seed=(0, 'whole'), frames=(1, 'count'), size=(32, 'count'), shake=(.5, 'number'))]
@@ -272,9 +293,8 @@ def paper_plan(o, tmp):
 
 MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_gan, models_vgan, models_tgan,
     models_mocogan, models_videovae, evaluation_metrics, evaluation_samples, evaluation_report, training_sampler,
-    training_trainer, training_checkpoint, paper_interpolation, paper_exchange, data_clips, data_synthetic, config,
-          core,
-    paper_plan]
+    training_trainer, training_checkpoint, paper_interpolation, paper_exchange, data_clips, data_frames, data_readers,
+    data_synthetic, config, core, paper_plan]
 
 
 def complaint(f, kw):

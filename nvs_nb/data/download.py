@@ -11,12 +11,13 @@ __all__ = ['GB', 'CHUNK', 'MOST', 'PAUSE', 'TIMEOUT', 'SLACK', 'HEADER', 'MAGIC'
 # %% ../../nbs/library/download.ipynb #15d009dd
 import bz2, contextlib, gzip, lzma, math, os, re, shutil, stat, struct, tarfile, time, zipfile, zlib
 from functools import partial
+from numbers import Real
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 import pooch, requests
 from tqdm.auto import tqdm
-from ..core import NvsError, expand, hold, read_json, write_json
+from ..core import PATH, NvsError, expand, hold, instance, read_json, whole, write_json
 
 # %% ../../nbs/library/download.ipynb #a25ba436
 GB, CHUNK = 10**9, 2**14       # bytes; bytes at a time: fewer than these are lost where a connection breaks
@@ -113,6 +114,8 @@ def fetch(
     progress=True,  # show a bar
 ):  # `path`; or its .part, if it was stopped before the end
     "Download a file, going on with what is here; a complete one is not fetched again. `NvsError` for what goes wrong."
+    instance(str, url=url), instance(PATH, path=path), instance((str, None), sha256=sha256)
+    whole(0, 2**62, stop=stop), whole(1, tries=tries), instance(bool, progress=progress)
     path = Path(path)
     part = path.with_name(f'{path.name}.part')
     cache = pooch.create(path.parent, '', registry={path.name: sha256}, urls={path.name: url})
@@ -190,6 +193,8 @@ def extract(
     progress=True,  # show a bar
 ):  # number of files
     "Unpack files of an archive that is not trusted. `NvsError` if it is refused; `Damaged` or `Truncated` if it is."
+    instance(PATH, archive=archive, folder=folder), instance((list, tuple, set), suffixes=suffixes)
+    instance(Limits, limits=limits), instance(bool, flat=flat, cut=cut, progress=progress)
     archive, folder, n, half = Path(archive), Path(folder), 0, None
     if not hasattr(tarfile, 'data_filter'):
         raise NvsError(f'{archive}: unpacking needs the data filter of tarfile, Python 3.10.12, 3.11.4 or newer')
@@ -272,6 +277,8 @@ def get(
     progress=True,  # show bars
 ):  # `Got`
     "Fetch and unpack the archives of a dataset; what is there is left alone. `NvsError` for whatever goes wrong."
+    instance(str, name=name), instance(PATH, root=root), instance((*PATH, None), source=source)
+    instance(bool, keep=keep, progress=progress), instance(Real, first=first)
     if name not in OFFICIAL: raise NvsError(f'dataset {name}: nothing to get; choose one of {", ".join(OFFICIAL)}')
     if not 0 <= first < math.inf: raise NvsError(f'--first {first}: a number of gigabytes is needed')
     (urls, suffixes, limits, _), root = OFFICIAL[name], expand(root)

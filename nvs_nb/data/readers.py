@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
-from ..core import MARK, NvsError, atomic_write, expand, made_in, printable, read_json, write_json
-from .frames import (DECODER, Film, TooShort, Window, decoding, is_film, natural, open_picture, open_rgb,
-                                opened, read_film, read_images, read_tiles, series, show, shrink)
+from ..core import (MARK, PATH, NvsError, atomic_write, expand, instance, made_in, one_of, printable, read_json,
+                         whole, write_json)
+from .frames import (DECODER, FITS, Film, TooShort, Window, decoding, is_film, natural, open_picture,
+                                open_rgb, opened, read_film, read_images, read_tiles, series, show, shrink)
 
 # %% ../../nbs/library/readers.ipynb #2939a9db
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def find(
 ):  # paths in natural order, and lines about what may be clips but cannot be opened
     """All files below `root`, but hidden ones, those of systems, and those that we made. Links are followed, to each
     folder once. A root that cannot be listed, or is a run, is an `NvsError`."""
+    instance(PATH, root=root)
     root = Path(root)
     found, trouble, folders, links = [], [], [root], []
     seen = {*Path(os.path.realpath(root)).parents}  # links may run in circles
@@ -194,6 +196,7 @@ def find_sources(
     root,    # the folder of the dataset
 ):  # list of Source, and lines about what else is there
     "All clips below `root`, each with a name of its own. `NvsError` if it is no folder, or holds no clip."
+    one_of(READERS, reader=reader), instance(PATH, root=root)
     root = Path(root)
     if not os.path.lexists(root): raise NvsError(f'{root}: no such folder')
     if not os.path.isdir(root): raise NvsError(f'{root}: not a folder; the root of the {reader} clips is expected')
@@ -392,6 +395,7 @@ def write_cache(path, frames, meta, limit):
 
 def measure(source):  # (frames, (width, height))
     "How long a source is and how large its frames are, by decoding all of it. `NvsError` if that cannot be."
+    instance(Source, source=source)
     size, path, how = None, source.files[0], source.read.keywords
     if source.read.func is read_film:
         def shots():
@@ -432,6 +436,8 @@ def read_clips(
 ):  # uint8 (N, L, size, size, 3), dict of names, statics, transients, skipped, digests
     """All clips below `root`, from the cache or decoded. Those that cannot be used are left out and told in `skipped`;
     `NvsError` if none is left."""
+    instance(PATH, root=root), instance(Window, window=window), whole(1, size=size), whole(draw=draw)
+    instance((*PATH, bool, None), cache=cache), one_of(FITS, fit=fit), instance((list, tuple, None), only=only)
     root, limit = expand(root), cache_limit()
     sources, trouble = find_sources(reader, root)
     if only is not None:
