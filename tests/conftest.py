@@ -36,8 +36,10 @@ def empty_home():
 
 empty_home()  # before anything reads it: tqdm, matplotlib and torch do so while they are imported
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs; tests send this signal
-    with contextlib.suppress(ValueError): signal.signal(signal.SIGINT, signal.default_int_handler)
+for name, handler in (('SIGINT', signal.default_int_handler), ('SIGTERM', signal.SIG_DFL), ('SIGHUP', signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # tests send these; a shell's background jobs, and nohup, ignore some
+    if number and signal.getsignal(number) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError): signal.signal(number, handler)
 
 
 def no_network(patch=setattr):

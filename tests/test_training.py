@@ -119,7 +119,7 @@ def test_signal_saves_and_leaves(chairs, tmp_path, signum):
     class Press(Callback):
         def step(self, t):
             if t.step == 7: os.kill(os.getpid(), signum)
-    t = start(make(epochs=10**5), chairs, tmp_path / 'run', callbacks=[Press()]).fit()
+    t = start(make(epochs=50), chairs, tmp_path / 'run', callbacks=[Press()]).fit()
     assert t.stopped == signum and t.step in (7, 8)
     assert load_run(tmp_path / 'run')[3]['trainer']['step'] == t.step
     names = {x.name for x in (tmp_path / 'run').iterdir()}
