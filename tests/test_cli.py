@@ -131,7 +131,7 @@ def edit(run, **changes):
 # ---- what the commands do
 
 def test_train_tells_what_it_does(trained):
-    words = ['3 of 4 frames, 32x32 px', 'parameters', 'z_t (3, 4, ', 'on cpu, fp32', 'threads', '1 epochs',
+    words = ['3 of 4 frames, 32x32 px', 'parameters', 'z_t (3, 4, ', 'on cpu, fp32', ' thread', '1 epochs',
              'PSNR, mean', 'mean frame', 'report.html']
     assert not [w for w in words if w not in trained.out], trained.out
 
