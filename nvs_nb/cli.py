@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 'Preset', 'Model', 'Change', 'Seconds', 'app', 'data_app',
-           'cache_app', 'DEVICES', 'DEMO', 'say', 'option', 'Format', 'as_folder', 'application', 'nvs', 'data',
-           'settings', 'safe_names', 'pick_clips', 'announce', 'resume_line', 'learn', 'conclude', 'train', 'resume',
-           'tune', 'generate', 'evaluate', 'compare', 'info', 'demo_place', 'demo', 'reproduce', 'count', 'matrix',
-           'contents', 'home', 'locate', 'tell', 'cache', 'clear', 'data_info', 'get', 'main']
+           'cache_app', 'DEVICES', 'DEMO', 'say', 'begin', 'option', 'Format', 'as_folder', 'application', 'nvs',
+           'data', 'settings', 'safe_names', 'pick_clips', 'announce', 'resume_line', 'learn', 'conclude', 'train',
+           'resume', 'tune', 'generate', 'evaluate', 'pack', 'unpack', 'compare', 'info', 'demo_place', 'demo',
+           'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear', 'data_info', 'get',
+           'main']
 
 # %% ../nbs/library/cli.ipynb #13770d75
-import contextlib, difflib, errno, math, os, re, sys
+import atexit, contextlib, difflib, errno, gc, math, os, re, sys
 from collections import Counter
 from datetime import datetime
 from enum import Enum
@@ -27,6 +28,10 @@ def say(text=''):
     except OSError as e:
         if e.errno != errno.EIO: raise
         silence()
+
+def begin(what, where=None):
+    "The first line of a training, before torch is imported, which takes a second; of several processes one says it."
+    if os.environ.get('RANK', '0') == '0': say(f'reading     {what}' + f' in {where}' * bool(where))
 
 def option(name, metavar, help, show_default=False, **kw):
     "An option of a command."
@@ -46,7 +51,7 @@ Home = Annotated[Optional[str], option('--root', 'DIR', 'Folder of all datasets.
 Device = Annotated[str, option('--device', 'NAME', 'auto, cpu or cuda.', True)]
 Vgg = Annotated[Optional[str], option('--vgg16', 'PATH', 'VGG16 weights (.npz) for the motion score; '
     "'download' fetches them (528 MB). Default: $NVS_VGG16, else no such score; for baselines, random weights.")]
-Preset = Annotated[str, option('--preset', 'NAME', 'paper, released or fast.', True)]
+Preset = Annotated[str, option('--preset', 'NAME', 'paper, released, fast or glo.', True)]
 Model = Annotated[str, option('--model', 'NAME', 'nvs, or a baseline of Table 1: vgan, tgan, mocogan, videovae.', True)]
 Change = Annotated[list[str], option('--set', 'KEY=VALUE',
     'Change a setting, such as model.width=256; may be repeated. Settings are the fields of nvs_nb.config.')]
@@ -152,7 +157,8 @@ def announce(t):
         f'{count(torch.get_num_threads(), "thread")}; ' + f'{n} processes; ' * (n > 1)
         + 'CUDA graphs; ' * (t.compute != t.on_device) + 'compiled; ' * c.runtime.compile
         + 'frames from a file; ' * (not t.sampler.on_device)
-        + (f'{c.budget.seconds:g} s' if c.budget.seconds else f'{c.budget.epochs} epochs, {t.steps} steps'))
+        + (f'{c.budget.seconds:g} s' if c.budget.seconds else f'{c.budget.epochs} epochs, {t.steps} steps')
+        + f', at most {c.budget.limit:g} s' * (c.budget.limit > 0 and not c.budget.seconds))
     say(f'run         {t.run}')
 
 def resume_line(run): return shell_line('nvs', 'resume', run)
@@ -165,7 +171,10 @@ def learn(t):
         raise type(e)(f'saved at step {t.saved_step}; go on with: {resume_line(t.run)}' * bool(t.saved_step)) from None
     first = runtime.rank() == 0
     runtime.leave()
-    if not t.stopped: return
+    if not t.stopped:
+        if first and t.c.budget.limit and t.step < t.steps:
+            say(f'stopped early: {t.c.budget.limit:g} s were over after {t.step} of {t.steps} steps, so expect less')
+        return
     if first: complain(f'nvs: stopped at step {t.step} and saved; go on with: {resume_line(t.run)}')
     raise typer.Exit(128 + t.stopped)
 
@@ -193,14 +202,15 @@ def train(
     vgg16: Vgg = None,
 ):
     "Learn a dataset, then score all of its clips; of a baseline, 200 new clips. nvs compare scores both alike."
+    config = settings(dataset, root, preset, model, changes, epochs, seconds)
+    begin(config.data.dataset, root)
     from nvs_nb.core import pick_device
     from nvs_nb.data.clips import load_clips
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.training import runtime
     from nvs_nb.training.checkpoint import new_folder, place_run
     from nvs_nb.training.trainer import Trainer
-    config, on = settings(dataset, root, preset, model, changes, epochs, seconds), pick_device(device)
-    device = runtime.join(device)
+    on, device = pick_device(device), runtime.join(device)
     first, stem = runtime.rank() == 0, f'{dataset}-{preset if model == "nvs" else model}'
     paths = place_run(expand(runs), stem, name) if first else ()
     vgg, why = find_vgg(vgg16, False, on) if first else (None, '')
@@ -215,6 +225,7 @@ def train(
 @app.command()
 def resume(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None):
     "Go on where a run was stopped, then score it as train does."
+    begin(run)
     from nvs_nb.core import hold, pick_device
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.evaluation.report import read_scores
@@ -325,6 +336,36 @@ def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg =
     if r.home: say(f'\nreport      {r.home/"report.html"}')
 
 @app.command()
+def pack(
+    run: Run,
+    bits: Annotated[int, option('--bits', 'N', 'Of a weight: 2 to 8; 16 or 32 for floats.', True)] = 8,
+    out: Annotated[Optional[str], option('--out', 'FILE', 'Default: NAME.nvs, here.')] = None,
+):
+    "Write a run as one small file, to pass on; nvs unpack makes a run of it, which can do all but train further."
+    from nvs_nb.training.checkpoint import find_run
+    from nvs_nb.training.pack import bits_known, pack
+    bits_known(bits)
+    path = find_run(run)
+    out = expand(out or f'{safe_names([path.resolve().stem if path.is_file() else path.resolve().name])[0]}.nvs')
+    if os.path.lexists(out): raise NvsError(f'--out {out}: is there already')
+    pack(path, out, bits)
+    was = (path if path.is_file() else path/'checkpoint.pt').stat().st_size
+    say(f'{out}: {out.stat().st_size/1e6:.2f} MB, {bits} bits a weight; the checkpoint has {was/1e6:.2f} MB')
+
+@app.command()
+def unpack(
+    file: Annotated[str, typer.Argument(metavar='FILE', show_default=False, help='What nvs pack wrote.')],
+    name: Annotated[Optional[str], option('--name', 'NAME', 'Default: that of the file, numbered if taken.')] = None,
+    runs: Annotated[str, option('--runs', 'DIR', 'Where runs live.', True)] = 'runs',
+):
+    "Make a run of a packed file, wherever that comes from."
+    from nvs_nb.training.checkpoint import new_folder, place_run
+    from nvs_nb.training.pack import unpack
+    with new_folder(place_run(expand(runs), safe_names([Path(file).stem])[0], name)) as path:
+        unpack(expand(file), path)
+    say(f'run         {path}\nnext        {shell_line("nvs", "generate", path)}')
+
+@app.command()
 def compare(
     names: Annotated[list[str], typer.Argument(metavar='RUN RUN ...', show_default=False,
         help='Runs on the same clips, of any models.')],
@@ -377,7 +418,7 @@ def info(run: Run):
     if scores: say('\n' + text_table(score_rows(scores)))
 
 # %% ../nbs/library/cli.ipynb #800490fa
-DEMO = dict(epochs=1000)  # what `nvs demo` changes in the preset fast
+DEMO = dict(epochs=1000, limit=300.)  # what `nvs demo` changes in the preset fast
 
 def demo_place(
     out,     # the folder asked for
@@ -399,6 +440,7 @@ def demo(
     device: Device = 'auto',
 ):
     "Learn the 18 embedded chairs and show what came of it."
+    begin('chairs')
     from nvs_nb.config import make_config
     from nvs_nb.core import hold, pick_device
     from nvs_nb.data.clips import load_clips
@@ -596,6 +638,7 @@ def main(argv=None):
     os.environ.setdefault('MPLBACKEND', 'agg')  # files only, no windows
     if 'OMP_WAIT_POLICY' not in os.environ:  # read when torch is imported; in GCC's OpenMP idle threads spin long,
         os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # ten times the work where other programs want the cores
+    atexit.register(gc.freeze)  # Python looks through all that was imported for garbage before it ends, for a second
     for stream in sys.stdout, sys.stderr:
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')  # for consoles of any encoding
     try:

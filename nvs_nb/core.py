@@ -295,7 +295,8 @@ def parse_json(text):
     except RecursionError: raise ValueError('nested too deeply') from None
 
 def expand(path):  # Path
-    "A path with ~ filled in. `NvsError` for a user who has no home directory here."
+    "A path with ~ filled in. `NvsError` for a user who has no home directory here, and for a path with a zero byte."
+    if '\0' in str(path): raise NvsError(f'{shown(str(path))}: no path can hold a zero byte')
     try: return Path(path).expanduser()
     except RuntimeError:
         hint = ' (of the cache: NVS_CACHE)' * str(path).startswith('~/')

@@ -11,9 +11,7 @@ __all__ = ['LISTS', 'COLORS', 'CYCLE', 'STYLE', 'new_figure', 'tint', 'check_cli
 import io
 from fractions import Fraction
 from pathlib import Path
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import to_rgb
 from PIL import GifImagePlugin, Image
 from .core import NvsError, PATH, array_of, atomic_write, instance, finite, one_of, out_of_memory, shaped, whole
 
@@ -25,7 +23,7 @@ CYCLE = [COLORS[c] for c in ('blue', 'orange', 'green', 'purple', 'sky', 'yellow
 STYLE = {'font.size': 9, 'axes.titlesize': 10, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
          'axes.edgecolor': COLORS['grey'], 'axes.labelcolor': COLORS['ink'], 'text.color': COLORS['ink'],
          'xtick.color': COLORS['ink'], 'ytick.color': COLORS['ink'], 'grid.color': '#E6E6E6', 'grid.linewidth': .6,
-         'axes.axisbelow': True, 'lines.linewidth': 1.6, 'axes.prop_cycle': plt.cycler(color=CYCLE)}
+         'axes.axisbelow': True, 'lines.linewidth': 1.6}
 
 def new_figure(
     rows=1, cols=1,  # of the grid of axes
@@ -33,8 +31,9 @@ def new_figure(
     **kw,  # of `plt.subplots`
 ):  # (Figure, axes)
     "A figure in the style of these notebooks. It is shown where a cell ends with it, and nowhere else."
+    import matplotlib.pyplot as plt  # half a second, for which no training should wait
     whole(1, rows=rows, cols=cols), finite(.01, 1000, width=width, height=height)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE | {'axes.prop_cycle': plt.cycler(color=CYCLE)}):
         fig, axes = plt.subplots(rows, cols, figsize=(width, height), dpi=80, **{'layout': 'constrained', **kw})
     plt.close(fig)  # pyplot forgets it: no second copy below the cell, no pile of open figures
     return fig, axes
@@ -42,7 +41,7 @@ def new_figure(
 def tint(color, amount):
     "A colour of `COLORS` mixed with white; amount 1 is the colour itself."
     one_of(COLORS, color=color), finite(0, 1, amount=amount)
-    return tuple(1 - amount*(1-c) for c in to_rgb(COLORS[color]))
+    return tuple(1 - amount*(1 - c/255) for c in bytes.fromhex(COLORS[color][1:]))
 
 # %% ../nbs/library/viz.ipynb #a4047b32
 def check_clip(

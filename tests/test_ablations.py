@@ -149,7 +149,7 @@ def test_report(folder, tmp_path):
     text = (tmp_path / 'report.md').read_text()
     for s in ('Table 4a', 'Table 4b', 'Figure 4', 'the loss is not finite', 'not run', '3.96'): assert s in text
     assert sum(isinstance(p, Picture) for s in got for p in s.parts) == 3 == len([*tmp_path.glob('ablation-*.png')])
-    assert [r[0] for r in got[1].parts[0].rows][3:] == [*SIGNS.values()]
+    assert [r[0] for r in got[1].parts[0].rows][4:] == [*SIGNS.values()]
     assert got[0].data['videos'] == 32 and table4a(done['chairs/full'], 32, '', plan.folder) == got[0].data['here']
     few = sections(plan, {'chairs/full': done['chairs/full']})
     assert len(few) == 3 and 'no-codes: not run' in few[2].parts

@@ -19,6 +19,7 @@ from nvs_nb.models.nvs import NVS
 from nvs_nb.paper.exchange import cell_kinds, complete
 from nvs_nb.paper.interpolation import weights
 from nvs_nb.training.checkpoint import describe_clips, save_checkpoint
+from nvs_nb.training.pack import pack, quantise, to_bytes
 from nvs_nb.training.trainer import Trainer
 
 NAN, HUGE = float('nan'), 10**400
@@ -165,7 +166,10 @@ def evaluation_metrics(o, tmp):
         given('shifted', real=o.real, pixels=(1, 'count')),
         given('blurred', real=(o.real, 'clips'), sigma=(1., 'number')), given('decibel', mse=(.1, 'error')),
         given('moving_mask', real=(o.real, 'clips'), threshold=(.05, 'number')),
-        given('VGGFeatures', seed=(0, 'whole')),
+        given('VGGFeatures', seed=(0, 'whole')), given('window_mean', x=(torch.rand(1, 11, 12, 3), 'tensor')),
+        given('frame_ssim', p=(o.real[0], 'frames'), q=o.fake[0]), given('bytes_of', x=(f, 'ranked')),
+        given('pca_frames', real=(o.real, 'clips'), nbytes=(10**6, 'count')),
+        given('pca_scores', real=(o.real, 'clips'), nbytes=(10**6, 'count')),
         given('fcs', clips=(o.real, 'clips'), count_first=(True, 'flag'), consecutive=(False, 'flag')),
         given('find_vgg', path=(None, 'thing?'), download=(False, 'flag')), given('numbers', scores=({}, 'thing')),
         given('vgg_features', frames=(o.real[0], 'frames'), net=(o.vgg, 'thing'), batch=(4, 'count')),
@@ -215,6 +219,27 @@ def training_checkpoint(o, tmp):
         given('read_metrics', run=(tmp, 'path')), given('describe_clips', clips=(o.clips, 'thing')),
         given('save_checkpoint', path=(tmp/'x.pt', 'path'), weights=({}, 'thing'), config=(o.c, 'thing'),
               about=(o.about, 'thing'))]
+
+
+def training_pack(o, tmp):
+    save_checkpoint(tmp/'run/checkpoint.pt', o.model.state_dict(), o.c, o.about)
+    pack(tmp/'run', tmp/'good.nvs')
+    weights, rest = to_bytes(x := nn.Linear(3, 2))
+    model, bits = dict(model=(x, 'thing')), dict(bits=(4, 'count'))
+    q, scale = quantise(torch.randn(2, 3))
+    return [given('quantise', x=(o.path, 'tensor'), **bits, axis=(1, 'whole?')), given('rows_of', **model),
+        given('dequantise', q=(q, 'thing'), scale=(scale, 'tensor')), given('bits_known', **bits),
+        *(given(name, **model, **bits) for name in ('to_bytes', 'packed_size', 'quantised')),
+        given('from_bytes', **model, bits=(8, 'count'), weights=(weights, 'thing'), rest=(rest, 'thing')),
+        given('pack', run=(tmp/'run', 'path'), out=(tmp/'x.nvs', 'path'), **bits),
+        given('load_packed', file=(tmp/'good.nvs', 'path')),
+        given('unpack', file=(tmp/'good.nvs', 'path'), run=(tmp/'y', 'path'))]
+
+
+def bench_codec(o, tmp):
+    curve = [(1., 2.), (3., 4.)]
+    return [given('video', clips=(o.real, 'clips'), codec=('x264', 'choice'), crf=(30, 'whole'), every=(4, 'count?')),
+        given('frontier', points=(curve, 'text')), given('bd_rate', points=(curve, 'text'), reference=(curve, 'text'))]
 
 
 def paper_interpolation(o, tmp):
@@ -293,8 +318,8 @@ def paper_plan(o, tmp):
 
 MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_gan, models_vgan, models_tgan,
     models_mocogan, models_videovae, evaluation_metrics, evaluation_samples, evaluation_report, training_sampler,
-    training_trainer, training_checkpoint, paper_interpolation, paper_exchange, data_clips, data_frames, data_readers,
-    data_synthetic, config, core, paper_plan]
+    training_trainer, training_checkpoint, training_pack, bench_codec, paper_interpolation, paper_exchange,
+    data_clips, data_frames, data_readers, data_synthetic, config, core, paper_plan]
 
 
 def complaint(f, kw):

@@ -316,6 +316,12 @@ def test_demo(small_demo):
     assert tree('runs/demo') == before and Path('runs/demo-2/report.html').exists()
 
 
+def test_a_demo_on_a_slow_machine_says_so(small_demo):
+    cli.DEMO |= dict(epochs=100000, limit=.2)
+    r = done('demo', '--device', 'cpu')
+    assert 'at most 0.2 s' in r.out and 'stopped early' in r.out and Path('runs/demo/report.html').exists()
+
+
 def test_demo_goes_on_where_it_was_stopped(small_demo, monkeypatch):
     cli.DEMO['epochs'] = 100000
     press(monkeypatch)
@@ -484,7 +490,7 @@ def test_video_without_frames():
 # ---- non-finite values
 
 def test_loss_that_is_not_finite():
-    wild = 'lr_z=10000 latent_opt=sgd code_norm=none loss=mse norm=none g_init=fan output=linear'.split()
+    wild = 'lr_z=10000 latent_opt=sgd code_norm=none loss=mse norm=none g_init=fan output=linear g_opt=adam'.split()
     args = ['train', 'chairs', '--name', 'wild', *SHORT[:-1], '40', *(x for w in wild for x in ('--set', w))]
     complaint(nvs(*args), 'not finite', 'step')
     assert runs.load_checkpoint(Path('runs/wild/checkpoint.pt'))['trainer']['step'] == 0  # the last good one

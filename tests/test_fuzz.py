@@ -67,7 +67,7 @@ def test_configurations(examples):
 
 OPTIONS = ('--root --runs --name --preset --model --set --seconds --device --fps --scale --out --seed --keep --clips '
            '--vgg16 --from --only --size --frames --help').split()
-COMMANDS = 'train resume tune generate evaluate compare info demo reproduce cache data get clear'.split()
+COMMANDS = 'train resume tune generate evaluate pack unpack compare info demo reproduce cache data get clear'.split()
 PLACES = ['run', 'run/checkpoint.pt', 'chairs', 'golf', 'folder', 'pretrained', 'cpu', 'optim.batch=2', 'nvs', 'vgan']
 
 

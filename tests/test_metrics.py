@@ -11,9 +11,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from nvs_nb.core import NvsError
 from nvs_nb.data.clips import load_set
 from nvs_nb.evaluation import metrics
-from nvs_nb.evaluation.metrics import (CAP, KNOWN, MODES, VGGFeatures, blurred, controls, fcs, frozen, mcs, mcs_floor,
-                                       mean_frame, moving_mask, pixel_scores, psnr, psnr_moving, read_vgg, score,
-                                       shifted, shuffled, ssim, vgg_features)
+from nvs_nb.evaluation.metrics import (CAP, CONTROL, KNOWN, MODES, VGGFeatures, blurred, controls, fcs, frame_ssim,
+                                       frozen, mcs, mcs_floor, mean_frame, moving_mask, pca_frames, pca_scores,
+                                       pixel_scores, psnr, psnr_moving, read_vgg, score, shifted, shuffled, ssim,
+                                       vgg_features)
 
 reference_ssim = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
                          channel_axis=-1)
@@ -57,9 +58,33 @@ def test_psnr_counts_all_pixels_before_the_logarithm(real):
     assert psnr(real, fake)[0] == pytest.approx(-10*math.log10(mse)) and (psnr(real, fake)[1:] == CAP).all()
 
 
+def hard_frames(kind):
+    "Two frames for SSIM to compare."
+    rng = np.random.default_rng(0)
+    noise, flat = rng.integers(0, 256, (2, 24, 33, 3), dtype=np.uint8), np.full((24, 33, 3), 200, np.uint8)
+    return dict(noise=noise, flat=(flat, flat // 3), equal=(flat, flat), half=(flat, noise[0]), window=noise[:, :11, :11],
+                wide=noise[:, :11], large=rng.integers(0, 256, (2, 257, 256, 3), dtype=np.uint8))[kind]
+
+
+@pytest.mark.parametrize('kind', ['noise', 'flat', 'equal', 'half', 'window', 'wide', 'large'])
+def test_ssim_of_a_frame_agrees_with_skimage(kind):
+    p, q = hard_frames(kind)
+    expected = reference_ssim(p, q, data_range=255)
+    assert frame_ssim(p[None], q[None]) == pytest.approx([expected], abs=1e-9)
+    assert frame_ssim([p, q], q[None]) == pytest.approx([expected, 1], abs=1e-9) == frame_ssim([p, q], [q, q])
+
+
 def test_ssim_agrees_with_skimage(real, noisy):
     expected = [np.mean([reference_ssim(p, q, data_range=255) for p, q in zip(a, b)]) for a, b in zip(real, noisy)]
     assert ssim(real, noisy) == pytest.approx(expected, abs=1e-9) and ssim(real, real) == pytest.approx(np.ones(3))
+    many = [np.repeat(x, 30, 1)[:1] for x in (real, noisy)]  # more frames than are taken at a time
+    assert ssim(*many) == pytest.approx(expected[:1], abs=1e-9)
+
+
+@pytest.mark.parametrize('p, q', [(3, 2), (2, 3), (1, 3), (0, 1)])
+def test_ssim_wants_pairs_of_frames(real, p, q):
+    with pytest.raises(NvsError, match='must be uint8'): frame_ssim(real[0, :p], real[0, :q])
+    with pytest.raises(NvsError, match='height must be a whole number from 11'): frame_ssim(*real[:2, :, :10])
 
 
 def test_moving_pixels_by_hand():
@@ -92,6 +117,40 @@ def test_what_cannot_be_scored(of, real):
     for bad in (real/255., real[0], real[:0], real[:, :1], real.transpose(0, 1, 4, 2, 3)):
         with pytest.raises(NvsError, match='uint8'): of(bad, bad)
     with pytest.raises(NvsError, match='one shape'): of(real, real[:2])
+
+
+# principal components
+
+@pytest.mark.parametrize('step', [4, 1])  # fewer values than frames, and more
+def test_pca_pays_for_every_number_and_improves_with_bytes(step):
+    clips = load_set('chairs', size=32).frames[:, :, ::step, ::step]
+    F, P, errors = 18 * 16, (32 // step)**2 * 3, []
+    for nbytes in (P + (P + F + 8), P + 9 * (P + F + 8) - 1, P + 40 * (P + F + 8), 10**9):
+        fake, k, taken = pca_frames(clips, nbytes)
+        assert taken == P + k * (P + F + 8) <= nbytes and (k == min(F, P) or taken + P + F + 8 > nbytes)
+        assert fake.shape == clips.shape and fake.dtype == np.uint8
+        errors.append(np.square(fake.astype(float) - clips).mean())
+    assert errors == sorted(errors, reverse=True) and errors[0] > 100 > 4 > errors[-1]  # 8 bits a number remain
+
+
+def test_pca_is_that_of_numpy(real):
+    x = real.reshape(15, -1).astype(float)
+    mean = x.mean(0).round()
+    u, s, v = np.linalg.svd(x - mean, full_matrices=False)
+    expected = (u[:, :4] * s[:4] @ v[:4] + mean).clip(0, 255)
+    fake, k, _ = pca_frames(real, x.shape[1] + 4 * (x.size // 15 + 15 + 8))
+    assert k == 4 and np.abs(fake.reshape(15, -1) - expected).mean() < 1
+    flat, k, _ = pca_frames(np.full_like(real, 9), 10**9)
+    assert (flat == 9).all() and k == 15
+
+
+def test_pca_that_cannot_be(real, monkeypatch):
+    for nbytes in (1, 3072 + 3072 + 15 + 7):
+        with pytest.raises(NvsError, match='nbytes=.*one component'): pca_frames(real, nbytes)
+    got, why = pca_scores(real, 1)
+    assert set(got) == {*CONTROL, 'components', 'bytes'} and {*got.values()} == {None} and 'one component' in why
+    monkeypatch.setattr(metrics, 'PCA_SIDE', 14)
+    assert 'the most' in pca_scores(real, 10**9)[1]
 
 
 # known answers
@@ -191,7 +250,7 @@ def test_command_writes_the_controls(npz, tmp_path, monkeypatch, capsys):
     out = json.loads(text)
     assert out['command'].startswith('python -m nvs_nb.evaluation.metrics') and out['features']['file'] == 'small.npz'
     assert str(tmp_path) not in text and str(npz.parent) not in text
-    assert out['sets']['chairs']['scores']['frozen']['mcs'] > 0
+    assert out['sets']['chairs']['scores']['frozen']['mcs'] > 0 and set(out['sets']['chairs']['pca']) > {*CONTROL}
     metrics.main(['--out', str(tmp_path/'d.json')])
     assert 'NVS_VGG16' in json.loads((tmp_path/'d.json').read_text())['features']['left_out']
 

@@ -259,7 +259,8 @@ def test_users_without_a_home(monkeypatch, capsys):
     for path in '~nosuchuser/x', '~/x':
         with pytest.raises(NvsError, match=f'^{path}: no such user') as e: expand(path)
         assert ('NVS_CACHE' in str(e.value)) == (path == '~/x')  # of another user it would be no help
-    for args in ['data', 'info', '--root', '~/x'], ['data', 'get', 'golf', '--root', '~nosuchuser']:
+    for args in (['data', 'info', '--root', '~/x'], ['data', 'get', 'golf', '--root', '~nosuchuser'],
+                 ['compare', 'pretrained', '--out', 'a\0b']):
         assert main(args) == 2 and capsys.readouterr().err.count('\n') == 1
 
 

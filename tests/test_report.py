@@ -40,6 +40,9 @@ def test_pages_of_all_models_tell_device_and_precision(model, tmp_path, few, mon
     stored = json.loads((tmp_path/'r/scores.json').read_text())
     assert stored == scores == report.read_scores(tmp_path/'r')
     assert (stored['device'], stored['precision'], stored['dataset']) == ('Abacus 3000, cpu', 'fp32', 'chairs')
+    if model in ('nvs', 'released'):
+        assert stored['pca_components'] > 20 and stored['pca_psnr_mean'] > stored['baseline_psnr_mean'] + 9
+        assert f'the {stored["pca_components"]} principal components' in (tmp_path/'r/report.md').read_text()
     for file in ('report.md', 'report.html'):
         text = (tmp_path/'r'/file).read_text()
         assert 'device: Abacus 3000, cpu' in text and 'fp32' in text and 'processor core' not in text

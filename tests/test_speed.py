@@ -1,9 +1,10 @@
 "Nothing in a step waits for its device, and what is measured is right."
 import json, re
+from pathlib import Path
 import pytest, torch
 from nvs_nb.bench import presets, speed
 from nvs_nb.config import make_config, parse_changes
-from nvs_nb.core import NvsError, one_line
+from nvs_nb.core import NvsError, one_line, read_json, write_json
 from nvs_nb.data.clips import load_set
 from nvs_nb.training.runtime import CUDAGraph, can_capture
 from nvs_nb.training.trainer import Trainer
@@ -89,8 +90,8 @@ def test_a_trainer_may_fit_again_and_stream():
 @pytest.mark.parametrize('main, args, says', [
     (speed.main, ['--out', '/nowhere/x.json'], '--out /nowhere/x.json: cannot write there'),
     (speed.main, ['--device', 'warp'], '--device warp'),
-    (presets.main, ['presets', 'folder=/nowhere'], '/nowhere: no such folder'),
-    (presets.main, ['search', 'chars'], "dataset 'chars': unknown")])
+    (presets.main, ['folder=/nowhere'], '/nowhere: no such folder'),
+    (presets.main, ['chars'], "unknown dataset 'chars'"), (presets.main, ['chairs', '--only', 'x'], '--only x: use')])
 def test_the_commands_say_what_is_wrong_before_they_measure(main, args, says, capsys):
     with pytest.raises(SystemExit) as stop, one_line('bench'): main(args)
     err = capsys.readouterr().err
@@ -144,13 +145,26 @@ def test_tune_measures_steps_of_the_trainer():
     rows, _ = speed.tune(config('fast'), load_set('chairs', size=32), 'cpu', seconds=1., rounds=2)
     assert len(rows) >= 4 and all(rate > 0 and ratio > 0 for _, rate, ratio in rows)
 
-def test_races_go_on_where_they_stopped(tmp_path, capsys):
-    c, clips = config('fast', seconds=.5), load_set('chairs', size=32)
-    races = dict(a=(c, clips), b=(c.replace(seed=1), clips))
-    first = presets.run_races(tmp_path/'x.json', dict(a=races['a']), 'here', first=9.)
-    both = presets.run_races(tmp_path/'x.json', races, 'here', first=9.)
-    assert both['a'] == first['a'] and len(both) == 2 and len(capsys.readouterr().out.splitlines()) == 2
-    assert len(both['b']['curve']) == 1 and both['b']['curve'][-1][1] == both['b']['psnr_mean']
+def test_races_go_on_where_they_stopped(tmp_path, capsys, monkeypatch):
+    "Two variants in halving of three heats, with seconds divided by a thousand; a second call runs what is missing"
+    monkeypatch.chdir(tmp_path)
+    three = {k: presets.Variant(dict(batch=n)) for k, n in dict(a=4, b=5, c=6).items()}
+    monkeypatch.setattr(presets, 'VARIANTS', three)
+    monkeypatch.setattr(presets, 'CONTROLS', ('c',))
+    small = {**TINY, 'epochs': 1, 'seconds': .05}
+    def go(**kw): return presets.run_races('x.json', dict(chairs='', actors=''), [*'abc'], 'here', changes=small, **kw)
+    rows = go(keep='kept')
+    ways = [(e['dataset'], e['seconds'], e['seed']) for e in rows.values()]
+    assert ways.count(('chairs', 120, 0)) == 3 and ways.count(('actors', 300, 0)) == 2 and ('chairs', 600, 0) in ways
+    assert {w[2] for w in ways if w[1] == 300} == {0, 1, 2} and ('actors', 1200, 0) in ways
+    last = rows['chairs, 120 s, seed 0: a']
+    assert last['curve'][-1][1] == last['steps'] and 0 < last['ssim'] < 1 and len([*Path('kept').iterdir()]) == len(rows)
+    book = read_json('x.json')
+    gone = book['rows'].pop([*rows][-1])  # of the last heat, which decides nothing
+    write_json('x.json', book)
+    capsys.readouterr()
+    assert set(go()) == {*rows} and capsys.readouterr().out.count('\n') == 1 and gone['parameters'] > 0
+    assert {p.name for p in tmp_path.iterdir()} == {'x.json', 'kept'}  # no lock is left
 
 def test_a_race_that_fails_is_a_result(monkeypatch):
     def fail(t): raise NvsError('step 10: loss is not finite')

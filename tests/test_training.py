@@ -44,6 +44,7 @@ def same(a, b):
     dict(preset='fast', batch=2), dict(batch=2, precision='bf16', frames_per_clip=4),
     dict(batch=2, norm='batch', rank=2),
     dict(batch=2, latent_opt='sparse_adam'), dict(preset='paper'), dict(preset='released', repeats=3),
+    dict(preset='glo', batch=2, hidden=0), dict(batch=2, g_opt='muon', schedule='alternating'),
     dict(batch=2, latent_opt='sgd', label='transient', static_ids='clip')], ids=str)
 def test_resume_is_exact(chairs, tmp_path, changes):
     c = make(**{'epochs': 4, **changes})
@@ -112,6 +113,18 @@ def test_what_is_trained_is_what_is_generated(chairs, changes):
 def test_seconds_end_a_run(chairs):
     t = start(make(seconds=1.), chairs).fit()
     assert t.done() == 1 and t.seconds >= 1 and t.metrics[-1]['lr'] == 0 and t.metrics[-1]['step'] == t.step > 0
+
+
+def test_a_limit_leaves_the_rest_of_the_epochs_out(chairs):
+    class Slow(Trainer):
+        now = 0.
+        def clock(self):  # asked before and after each step, which takes half a second
+            self.now += .5
+            return self.now
+    def trained(**changes): return Slow(make(decay='cosine', **changes), chairs, device='cpu', progress=False).fit()
+    cut = trained(epochs=100, limit=10.)
+    assert cut.step == 20 < cut.steps and cut.done() == 1 and cut.lr_factor() < 1e-3  # the rates have come down all the same
+    same(trained(epochs=2), trained(epochs=2, limit=1e6))
 
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from nvs_nb import viz
@@ -185,6 +186,6 @@ def test_paths_of_tensors():
 
 def test_tints_lie_between_white_and_the_colour():
     for name, code in COLORS.items():
-        full, half = viz.to_rgb(code), tint(name, .5)
+        full, half = to_rgb(code), tint(name, .5)
         assert tint(name, 1) == pytest.approx(full) and tint(name, 0) == (1, 1, 1)
         assert half == pytest.approx([(1+c)/2 for c in full])

@@ -20,7 +20,9 @@ from ..viz import CYCLE, grid, new_figure, plot_curves, plot_paths, save_mp4, sh
 from ..models.build import LATENT
 from ..models.nvs import generate
 from ..training.checkpoint import describe_clips, read_metrics
-from .metrics import clips_of, mean_frame, motion, pixel_scores, score, untrained_vgg
+from ..training.pack import packed_size
+from .metrics import (CONTROL, clips_of, mean_frame, motion, pca_scores, pixel_scores, score,
+                                       untrained_vgg)
 from .samples import SAMPLES, distances, draw_samples, evaluate_run, mcs_rows, nearest, sample_rows
 from .tables import (Picture, Section, Table, code, literal, md_table, number, save_figure,
                                       text_table, write_pages)
@@ -40,26 +42,32 @@ def score_all(
     f_real=None,           # `motion` of the real clips, for a baseline with looks, if it has been computed
     home=None,             # folder of the run, for the scores of a baseline's samples
 ):  # (scores, real, fake): flat dict, uint8 (N, L, H, W, 3) twice
-    "The scores of a run: with a dictionary those of all clips and of their mean frames, else of `SAMPLES` new clips."
+    "The scores of a run: with a dictionary of all clips, their mean frames and PCA, else of `SAMPLES` new clips."
     instance(nn.Module, model=model), instance(Config, config=config), instance(Clips, clips=clips)
     real, about, device = clips.frames[:, :config.data.frames], describe_clips(clips), next(model.parameters()).device
     if config.model.name in LATENT:
         fake = generate(model, clips.static_id, clips.transient_id)
         out = score(real, fake, vgg, config.hash(), progress=progress, mcs_reason=why, f_real=f_real)
         still = pixel_scores(real, mean_frame(real))
-        out |= {f'baseline_{k}': still[k] for k in ('psnr_mean', 'psnr_worst', 'psnr_moving', 'ssim')}
-        out['cards']['baseline'] = dict(what='the mean frame of each clip, shown L times, then scored', clips=len(real))
+        pca, none = pca_scores(real, sum(p.numel() for p in model.parameters()))
+        out |= {f'baseline_{k}': still[k] for k in CONTROL} | {f'pca_{k}': v for k, v in pca.items()}
+        out['cards'] |= dict(
+            baseline=dict(what='the mean frame of each clip, shown L times, then scored', clips=len(real)),
+            pca=dict(what='all frames from their principal components, 8 bits a number, as many as fit into a byte for '
+                          'each parameter of the model; then scored', clips=len(real),
+                     **(dict(left_out=none) if none else {})))
     else:
         vgg = vgg or untrained_vgg().to(device)
         out = evaluate_run(home, model, config, clips, vgg, f_real and (lambda: f_real), progress)['new']
         fake = draw_samples(model, config, about, 'new', real, 16, seed=1)
-    told = dict(dataset=clips.dataset, names=list(clips.names), fingerprint=about['fingerprint'])
+    told = dict(dataset=clips.dataset, names=list(clips.names), fingerprint=about['fingerprint'],
+                parameters=sum(p.numel() for p in model.parameters()), packed_bytes=packed_size(model))
     return out | told | dict(precision=config.precision, device=device_name(device)), real, fake
 
 def score_rows(s):  # list of (label, value, what to compare it with)
     "The scores of a run, as `score_all` returned them or scores.json holds them, as rows of text."
     if 'coverage' in s: return sample_rows(s)
-    base = lambda k, d=2: f'{number(s["baseline_" + k], d)} (mean frame)'
+    base = lambda k, d=2: f'{number(s["baseline_" + k], d)} (mean frame), {number(s.get("pca_" + k), d)} (PCA)'
     return [('PSNR, mean (dB)', number(s['psnr_mean']), base('psnr_mean')),
             ('PSNR, worst clip (dB)', number(s['psnr_worst']), base('psnr_worst')),
             ('PSNR, moving pixels (dB)', number(s['psnr_moving']), base('psnr_moving')),
@@ -191,7 +199,9 @@ def summary(config, scores):  # list of texts
     random = '**Features of a VGG16 with random weights: these scores cannot be compared with others.**'
     told = (f'Model `{config.model.name}`, preset `{config.preset}`{trained.format(**scores)}, {config.precision}. '
             f'Scored with the final weights; device: {scores["device"]}.')
-    return [told, *[random]*('net' in net and 'sha256' not in net)]
+    n, packed = scores['parameters'], scores['packed_bytes']
+    size = f'{n:,} parameters: {4*n/1e6:.2f} MB as 32-bit floats, {packed/1e6:.2f} MB packed with 8 bits.'
+    return [told, size, *[random]*('net' in net and 'sha256' not in net)]
 
 def how(config, root):  # list of `Section`
     "What it takes to make a run again."
@@ -219,8 +229,10 @@ def finish(
     if metrics:
         fig = plot_curves(metrics, x='seconds') if ours else curves({LABEL[config.model.name]: metrics})
         sections.append(Section('Training', [Picture('samples/curves.png', fig, 'While training')]))
+    pca = ('PCA: the {pca_components} principal components of all frames that fit into {pca_bytes:,} bytes, a byte for '
+           'each of our parameters. '.format(**scores) if scores.get('pca_bytes') else '')
     table = Table(['score', 'all clips' if ours else f'{SAMPLES} new clips', 'to compare with'], score_rows(scores),
-                  'How each was computed stands under "cards" in scores.json.')
+                  pca + 'How each was computed stands under "cards" in scores.json.')
     title = f'{literal(run.name)}: {len(real)} clips of {literal(clips.dataset)}'
     write_pages(run, title, [*summary(config, scores), film],
                 [Section('Scores', [table]), *sections, *how(config, root)])

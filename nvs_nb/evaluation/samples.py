@@ -11,8 +11,8 @@ import hashlib, time
 from pathlib import Path
 import numpy as np
 import torch
+
 from torch import nn
-from skimage.filters import laplace
 from ..config import Config
 from ..core import NvsError, instance, one_of, read_json, shaped, whole, write_json
 from ..data.clips import Clips
@@ -47,6 +47,7 @@ def nearest(d):  # `distances` -> ((M,) distance, (M,) which)
 
 def sharpness(clips):
     "Mean absolute Laplacian of the grey frames, pixels in [0, 1]: edges make it large, blur small."
+    from scipy.ndimage import laplace
     clips, = clips_of(clips)
     return float(np.mean([np.abs(laplace(f)).mean() for c in clips for f in c.mean(-1) / 255]))
 

@@ -16,6 +16,7 @@ from ..core import NvsError, indices, instance, make_rng, one_of, power_of_two, 
 from ..data.clips import to_float, to_uint8
 from .latents import LatentDictionary
 from .losses import reconstruction, static_loss, triplet_loss
+from .muon import Muon
 
 # %% ../../nbs/1_method/05_networks.ipynb #c10521a7
 class Recurrent(nn.Module):
@@ -128,11 +129,12 @@ class NVS(nn.Module):
         self.Z = LatentDictionary(S, T, c.data.frames, m.d_s, m.d_t, m.init, rng, m.latent_opt == 'sparse_adam')
         with torch.random.fork_rng(devices=[]):  # torch's own initialisations draw from the global generator
             torch.manual_seed(c.seed)
-            self.R = Recurrent(m.d_t, m.hidden, m.recurrent)
+            self.R = Recurrent(m.d_t, m.hidden, m.recurrent) if m.hidden else nn.Identity()
             labels = dict(none=0, static=S, transient=T)[m.label]
             self.G = Generator(m.d_s + m.d_t, c.data.size, m.width, m.norm, m.act, m.g_init, m.output, labels, rng)
-        stages = Phase(('G',), m.gamma_steps), Phase(('R', 'Z'))  # (3.1), (3.2)
-        self.phases = stages if m.schedule == 'alternating' else (Phase(('G', 'R', 'Z')),)
+        codes = ('R', 'Z')[not m.hidden:]
+        stages = Phase(('G',), m.gamma_steps), Phase(codes)  # (3.1), (3.2)
+        self.phases = stages if m.schedule == 'alternating' else (Phase(('G', *codes)),)
 
     def codes(self, static_id, transient_id):
         "Indices -> static codes `(B, D_s)` and correlated codes r `(B, L, D_t)`."
@@ -158,12 +160,14 @@ class NVS(nn.Module):
         some = r if at is None else r.gather(1, at[..., None].expand(-1, -1, r.shape[2]))
         return self.decode(z_s, some, static_id, transient_id), r
 
+    def distance(self, fake, real): return reconstruction(fake, real, self.c.model.loss, self.c.model.levels)
+
     def loss(self, batch, phase=None):
         "Eq. (6) of a batch, and its terms (not weighted; `mse` in units of [0, 1]; `active`: share of hinges)."
         m, real = self.c.model, to_float(batch.real)
         with self.autocast(): fake, r = self(batch.static_id, batch.transient_id, batch.at)
         fake, r = fake.float(), r.float()
-        rec = loss = reconstruction(fake, real, m.loss, m.levels)
+        rec = loss = self.distance(fake, real)
         static = static_loss(fake, real, batch.k, m.loss, m.levels)
         triplet, active = triplet_loss(r, m.alpha)
         if m.lambda_s: loss = loss + m.lambda_s * static  # a term without weight cannot spoil a gradient
@@ -172,14 +176,18 @@ class NVS(nn.Module):
         return loss, dict(loss=loss, rec=rec, static=static, triplet=triplet, active=active, mse=mse)
 
     def optimizers(self):
-        "Adam for the networks; for the codes Adam, dense or sparse, or SGD with momentum."
+        "Adam for the networks, or Muon for G's kernels; for the codes Adam, dense or sparse, or SGD with momentum."
         m, o, fused = self.c.model, self.c.optim, next(self.parameters()).device.type in ('cpu', 'cuda')
-        adam = lambda module, lr: torch.optim.Adam(module.parameters(), lr, fused=fused)
+        adam = lambda params, lr: torch.optim.Adam(params, lr, fused=fused)
         if m.latent_opt == 'sparse_adam': Z = torch.optim.SparseAdam(self.Z.parameters(), m.lr_z)
         elif m.latent_opt == 'sgd':  # times the batch, to undo the mean over its clips
             Z = torch.optim.SGD(self.Z.parameters(), m.lr_z * o.batch, m.momentum)
-        else: Z = adam(self.Z, m.lr_z)
-        return dict(G=adam(self.G, o.lr_g), R=adam(self.R, m.lr_r), Z=Z)
+        else: Z = adam(self.Z.parameters(), m.lr_z)
+        G = [*self.G.parameters()]
+        kernels = [p for p in G if p.ndim == 4][:-1]  # without the last one, which draws three colours
+        G = Muon(kernels, [p for p in G if all(p is not k for k in kernels)], m.lr_k, o.lr_g) \
+            if m.g_opt == 'muon' else adam(G, o.lr_g)
+        return dict(G=G, R=adam(self.R.parameters(), m.lr_r), Z=Z) if m.hidden else dict(G=G, Z=Z)
 
     def project(self, batch, phase):
         "What must hold after an update."

@@ -29,7 +29,7 @@ LOSSES = {'no-triplet-no-static': dict(lambda_t=0., lambda_s=0.), 'no-triplet': 
 SWITCHES = {  # Figure 4, left; then what the paper leaves open, or the released code does otherwise
     'no-codes': dict(lr_z=0.), 'per-frame': dict(recurrent=False), 'shared-static': dict(static_ids='shared'),
     'no-ball': dict(code_norm='none'), 'alternating': dict(schedule='alternating'),
-    'l1': dict(loss='l1'), 'mse': dict(loss='mse'), 'one-level': dict(levels=1)}
+    'l1': dict(loss='l1'), 'laplacian': dict(loss='laplacian'), 'one-level': dict(loss='laplacian', levels=1)}
 VARIANTS = {**LOSSES, **SWITCHES}
 SIGNS = {'no-triplet-no-static': '- triplet - static', 'no-triplet': '- triplet + static',
          'no-static': '+ triplet - static', 'full': '+ triplet + static'}
@@ -132,8 +132,9 @@ def section4a(d, plan):
 def section4b(runs):
     "Table 4b: variant -> `Done`, or why there is none."
     s, data = runs['full'].scores, {}
-    more = lambda s, start='': [number(s[start + k], 3 if k == 'ssim' else 2) for k in PSNRS]
-    rows = [*([*r, *[''] * 4] for r in controls(s)), ['mean frame (control)', *[''] * 5, *more(s, 'baseline_')]]
+    more = lambda s, start='': [number(s.get(start + k), 3 if k == 'ssim' else 2) for k in PSNRS]
+    rows = [*([*r, *[''] * 4] for r in controls(s)), ['mean frame (control)', *[''] * 5, *more(s, 'baseline_')],
+            ['PCA of all frames, 8 bit, our bytes (control)', *[''] * 5, *more(s, 'pca_')]]
     for k, label in SIGNS.items():
         if isinstance(runs[k], str): rows.append([*line(label, k), runs[k], '', '', '']); continue
         s = data[k] = {x: runs[k].scores[x] for x in ('mcs', 'mcs_signed', 'fcs', *PSNRS)}

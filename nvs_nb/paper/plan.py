@@ -86,12 +86,13 @@ class Plan:
         name,      # of the job, below the set's
         share=1.,  # of the seconds of a main training
         model='nvs',
+        preset='',   # '': that of the scale
         score_at=0,  # see `Job`
         **changes, # what makes it this experiment
     ):  # `Job`
         "A training of the plan."
         asked = {k: v for k, v in self.changes.items() if known(k, model)}
-        config = make_config(self.dataset(base), SCALES[self.scale][1], model,
+        config = make_config(self.dataset(base), preset or SCALES[self.scale][1], model,
                              **{'seconds': self.main_seconds * share, **asked, **changes})
         return Job(f'{base}/{name}', settle(config, pick_device(self.device)), str(self.roots.get(base, '')), score_at)
 
@@ -139,7 +140,7 @@ def progress_of(path, budget):
     "The share of a training that is done, and its PSNR if there is one."
     try:
         m = parse_json(read_text(path/'metrics.jsonl').splitlines()[-1])
-        return min(1., m['seconds'] / budget.seconds if budget.seconds else m['epoch'] / budget.epochs), m.get('psnr')
+        return budget.done(m['epoch'], m['seconds']), m.get('psnr')
     except (NvsError, LookupError, TypeError, ValueError): return 0., None  # not begun, or a line that is being written
 
 TERMINAL = signal.SIGINT, signal.SIGHUP

@@ -9,7 +9,7 @@ __all__ = ['PAPER', 'TRAININGS', 'PIXELS', 'CATEGORIES', 'SETTINGS', 'jobs', 'se
 # %% ../../nbs/3_paper/10_three_sets.ipynb #e62bedee
 import numpy as np
 import torch
-from ..config import BASELINES, make_config
+from ..config import BASELINES, GLO, make_config
 from ..core import instance, one_of, shaped
 from ..viz import COLORS, grid, new_figure, plot_paths, show_strips
 from ..evaluation.report import LABEL, generated, ranks, spread, strips
@@ -29,7 +29,8 @@ TRAININGS = {'full': {}, 'no-triplet-no-static': dict(lambda_s=0., lambda_t=0.)}
 def jobs(plan):
     "The trainings of Table 2, for a `Plan`."
     instance(Plan, plan=plan)
-    return [plan.job(base, name, **changes) for base in plan.sets for name, changes in TRAININGS.items()]
+    ours = [plan.job(base, name, **changes) for base in plan.sets for name, changes in TRAININGS.items()]
+    return ours + [plan.job(base, 'glo', preset='glo', **GLO) for base in plan.sets]  # whatever was asked for ours
 
 # %% ../../nbs/3_paper/10_three_sets.ipynb #3b47d4d2
 PIXELS = dict(psnr_mean=2, psnr_worst=2, psnr_moving=2, ssim=3)  # scores of reconstructions, and their digits
@@ -61,7 +62,11 @@ def table2(
         bound = row('real clips (bound)', paper['real'], dict(mcs=s['mcs_floor'], fcs=s['fcs_real']))
         bound[2] += f' ± {number(s["mcs_floor_sd"])}'
         rows = [bound, row('frozen video (control)', s=dict(mcs=s['mcs_frozen'], fcs=1.)),
-                row('mean frame (control)', s={k: s[f'baseline_{k}'] for k in PIXELS})]
+                row('mean frame (control)', s={k: s[f'baseline_{k}'] for k in PIXELS}),
+                row('PCA of all frames, 8 bit, our bytes (control)', s={k: s.get(f'pca_{k}') for k in PIXELS})]
+    if glo := done.get(f'{base}/glo'):
+        scores = isinstance(glo, Done) and glo.scores
+        rows.append(row('GLO: a free code for each frame (control)', s=scores or {}, why='' if scores else glo))
     for label, d in ((LABEL[m], done.get(f'{base}/{m}')) for m in BASELINES):
         if isinstance(d, Done): rows.append(row(label, paper.get(label, ('', '')), d.scores))
         elif d or label in paper: rows.append(row(label, paper.get(label, ('', '')), why=d or 'not run here'))

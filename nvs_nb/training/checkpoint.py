@@ -27,7 +27,8 @@ FORMAT, VERSION = 'nvs_nb checkpoint', 2
 KNOWN = {'collections OrderedDict', 'torch._utils _rebuild_tensor_v2',  # all that `save_checkpoint` has to name
          *(f'torch {kind}Storage' for kind in ('Float', 'Half', 'BFloat16', 'Long'))}
 AVERAGES = dict(Adam={'step', 'exp_avg', 'exp_avg_sq'}, SparseAdam={'step', 'exp_avg', 'exp_avg_sq'},
-                RMSprop={'step', 'square_avg'}, SGD={'momentum_buffer'})  # what optimisers keep of a parameter
+                RMSprop={'step', 'square_avg'}, SGD={'momentum_buffer'},
+                Muon={'momentum_buffer'})  # what optimisers keep of a parameter
 
 class Part(BaseModel):
     "Part of a checkpoint: these keys and no others, these types and nothing like them."
@@ -185,9 +186,10 @@ def load_optimizer(
     saved,  # `OptimizerState` as a dictionary
 ):
     "Put back the state of an optimiser, in the memory layout of its parameters. `ValueError` if it does not fit them."
-    params = [p for g in o.param_groups for p in g['params']]
+    params, kind = [p for g in o.param_groups for p in g['params']], type(o).__name__
+    keys = [AVERAGES[kind if g.get('orthogonal', True) else 'Adam'] for g in o.param_groups for _ in g['params']]
     for i, state in saved['state'].items():
-        if i >= len(params) or state.keys() != AVERAGES[type(o).__name__]: raise ValueError(f'averages of {i}')
+        if i >= len(params) or state.keys() != keys[i]: raise ValueError(f'averages of {i}')
         for k, x in state.items():
             x = torch.as_tensor(x)
             if x.shape != (() if k == 'step' else params[i].shape): raise ValueError(f'{k} of {i}: {shown(x)}')
@@ -285,8 +287,7 @@ def share_done(
     instance(Opened, opened=opened)
     b, t = opened.config.budget, opened.state.get('trainer')
     if not t: return None
-    steps = b.epochs * steps_per_epoch(opened.config, len(opened.about['names']))
-    return min(1., t['seconds'] / b.seconds if b.seconds else t['step'] / steps)
+    return b.done(t['step'] / steps_per_epoch(opened.config, len(opened.about['names'])), t['seconds'])
 
 def read_metrics(
     run,  # run directory

@@ -47,7 +47,7 @@ class Progress(Callback):
     def start(self, t):
         self.bar = tqdm(total=t.c.budget.seconds or t.steps, initial=self.now(t), disable=not t.progress,
             dynamic_ncols=True, mininterval=.5, bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
-    def now(self, t): return min(round(t.seconds, 1), t.c.budget.seconds) if t.c.budget.seconds else t.step
+    def now(self, t): return round(t.done() * (t.c.budget.seconds or t.steps), 1)
     def step(self, t):
         if t.metrics and t.metrics[-1]['step'] == t.step:
             shown = {k: t.metrics[-1][k] for k in ('loss', 'psnr', *t.model.TERMS) if k in t.metrics[-1]}
@@ -98,6 +98,7 @@ def stamp(run):
 
 class Trainer:
     "Trains a model on clips; `fit` trains, `resume` goes on. All state is in the run's checkpoint."
+    make_model, clock = staticmethod(build_model), staticmethod(time.monotonic)  # for a subclass to replace
 
 
     def __init__(self,
@@ -137,7 +138,7 @@ class Trainer:
             raise NvsError(f'config: model {c.model.name} needs two clips or more in a step of each process; '
                            f'there are {n} clips and batch={c.optim.batch}')
         self.c, self.clips = c, clips.with_ids(c.model.static_ids, c.model.transient_ids)
-        self.model = build_model(c, self.clips.S, self.clips.T).to(self.device)
+        self.model = self.make_model(c, self.clips.S, self.clips.T).to(self.device)
         captured = runtime.can_capture(c, self.device)
         runtime.prepare(self.model, c)
         self.optimizers = self.model.optimizers()
@@ -153,7 +154,7 @@ class Trainer:
     def steps(self): return self.c.budget.epochs * steps_per_epoch(self.c, len(self.clips))
     def done(self):
         "The share of the run that is behind us, 0 to 1."
-        return min(1., self.seconds / self.c.budget.seconds if self.c.budget.seconds else self.step / self.steps)
+        return self.c.budget.done(self.step / steps_per_epoch(self.c, len(self.clips)), self.seconds)
 
     def lr_factor(self):
         "The schedule: what the learning rates are multiplied by now."
@@ -196,7 +197,7 @@ class Trainer:
         for k, v in means.items():
             if not math.isfinite(v): raise NvsError(f'step {self.step}: {k} is not finite; {self.last_good()}')
         if 'mse' in means: means['psnr'] = -10 * math.log10(max(means.pop('mse'), 1e-10))
-        self.metrics.append(dict(step=self.step, epoch=self.step * self.c.budget.epochs / self.steps,
+        self.metrics.append(dict(step=self.step, epoch=self.step / steps_per_epoch(self.c, len(self.clips)),
             seconds=self.seconds, clips=self.clips_seen, **means, lr=self.lr_factor()))
         self.sums.zero_()
         self.logged_step, self.logged_clips = self.step, self.clips_seen
@@ -219,10 +220,10 @@ class Trainer:
                 cb.start(self)
                 stack.callback(cb.close, self)
             while self.done() < 1 and not self.stopped and (until is None or self.step < until):
-                start = time.monotonic()
+                start = self.clock()
                 self.advance()
                 if self.device.type == 'cuda' and self.step % 10 == 0: torch.cuda.synchronize(self.device)  # for timing
-                self.agree(stop.signum, time.monotonic() - start)
+                self.agree(stop.signum, self.clock() - start)
                 for cb in self.callbacks: cb.step(self)
             for cb in self.callbacks: cb.end(self)
             self.stopped = self.stopped or stop.signum  # it may come while the last things are written
