@@ -99,6 +99,8 @@ def settings(dataset, root, preset, model, changes, epochs=None, seconds=None): 
         told[place(key, 'released' if preset == 'released' else model)[1]] = text
     if epochs and (seconds or 'seconds' in told) or seconds and 'epochs' in told:
         raise NvsError('--epochs and --seconds: give one, not both')
+    if 'limit' in told and (seconds or 'seconds' in told):
+        raise NvsError('--seconds and --set limit: give one, not both')
     for key, value in (('epochs', epochs), ('seconds', seconds)):
         if value is None: continue
         if key in told: raise NvsError(f'--{key} and --set {key}: give one of them')
@@ -172,8 +174,9 @@ def learn(t):
     first = runtime.rank() == 0
     runtime.leave()
     if not t.stopped:
-        if first and t.c.budget.limit and t.step < t.steps:
-            say(f'stopped early: {t.c.budget.limit:g} s were over after {t.step} of {t.steps} steps, so expect less')
+        b = t.c.budget
+        if first and b.limit and not b.seconds and t.step < t.steps:
+            say(f'stopped early: {b.limit:g} s were over after {t.step} of {t.steps} steps, so expect less')
         return
     if first: complain(f'nvs: stopped at step {t.step} and saved; go on with: {resume_line(t.run)}')
     raise typer.Exit(128 + t.stopped)
@@ -449,7 +452,7 @@ def demo(
     from nvs_nb.training.checkpoint import new_folder
     from nvs_nb.training.trainer import Trainer
     on = pick_device(device)
-    config = make_config('chairs', 'fast', **(DEMO | dict(seconds=seconds) if seconds else DEMO))
+    config = make_config('chairs', 'fast', **(DEMO | dict(seconds=seconds, limit=0.) if seconds else DEMO))
     config = runtime.settle(config, on)
     clips, (path, again, line) = load_clips(config), demo_place(as_folder('--out', out), config)
     if line: say(line)

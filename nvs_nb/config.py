@@ -121,6 +121,7 @@ class FixedByReleased(Fixed):
 class ReleasedConfig(FixedByReleased, LatentFields):
     "The procedure of the authors' released code."
     name: Literal['released'] = 'released'
+    hidden: int = within(500, 1, 8192)        # it always has an R
 
 class GANFields(Fixed, Section):
     d_s: int = within(100, 1, 4096)           # dimension of the code of a clip
@@ -310,6 +311,7 @@ def make_config(
         if not isinstance(value, str) or value not in known:
             raise NvsError(f'unknown {name} {value!r}: use one of {", ".join(known)}')
     similar = SIMILAR.get(dataset, dataset)
+    if preset == 'glo' and model != 'nvs': raise NvsError(f'model {model}: the preset glo is for our model')
     if (preset == 'released') != (model == 'released'):
         if model not in ('nvs', 'released'): raise NvsError(f'model {model}: the preset released is for our model')
         preset = model = 'released'

@@ -168,8 +168,9 @@ def command(config, root=''):  # one line
     if config.model.name not in LATENT: parts += ['--model', config.model.name]
     if config.preset != 'fast': parts += ['--preset', config.preset]
     for k, (_, v) in differences(config).items():
-        section, _, name = k.rpartition('.')
-        parts += [f'--{name}', setting(v)] if section == 'budget' else ['--set', f'{k}={setting(v)}']
+        name = k.rpartition('.')[2]
+        own = k in ('budget.epochs', 'budget.seconds')  # these have options of their own
+        parts += [f'--{name}', setting(v)] if own else ['--set', f'{k}={setting(v)}']
     return shell_line(*parts)
 
 def reconstructions(model, clips, real, fake, scores):  # a `Picture` that moves, and sections

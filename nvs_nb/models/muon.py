@@ -15,7 +15,7 @@ def orthogonalize(
     rounds=5, # of the polynomial
 ):  # the same shape
     """Nearly `U @ V.T` of `m = U @ S @ V.T` (Jordan, 2024): singular values of more than .01 times the norm of `m` end
-    between .7 and 1.2."""
+    between about .65 and 1.2."""
     shaped('torch.float (rows, columns)', m=m), whole(1, rounds=rounds)
     x = m / (m.norm() + 1e-7)
     if tall := len(m) > m.shape[1]: x = x.T
@@ -40,7 +40,8 @@ class Muon(torch.optim.Optimizer):
         momentum=.95,  # of the matrices
     ):
         finite(0, 1, momentum=momentum)
-        others = [dict(params=[*others], lr=lr_others, orthogonal=False)] if others else []
+        # capturable: the counts of steps live, and are put back, where the parameters are
+        others = [dict(params=[*others], lr=lr_others, orthogonal=False, capturable=True)] if others else []
         super().__init__([dict(params=[*matrices]), *others], dict(lr=lr, momentum=momentum, orthogonal=True))
         for p in self.param_groups[0]['params']:
             if p.ndim < 2: raise NvsError(f'Muon: a parameter of shape {tuple(p.shape)} is no matrix')

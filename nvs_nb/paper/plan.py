@@ -86,13 +86,12 @@ class Plan:
         name,      # of the job, below the set's
         share=1.,  # of the seconds of a main training
         model='nvs',
-        preset='',   # '': that of the scale
         score_at=0,  # see `Job`
         **changes, # what makes it this experiment
     ):  # `Job`
         "A training of the plan."
         asked = {k: v for k, v in self.changes.items() if known(k, model)}
-        config = make_config(self.dataset(base), preset or SCALES[self.scale][1], model,
+        config = make_config(self.dataset(base), SCALES[self.scale][1], model,
                              **{'seconds': self.main_seconds * share, **asked, **changes})
         return Job(f'{base}/{name}', settle(config, pick_device(self.device)), str(self.roots.get(base, '')), score_at)
 

@@ -30,7 +30,7 @@ def jobs(plan):
     "The trainings of Table 2, for a `Plan`."
     instance(Plan, plan=plan)
     ours = [plan.job(base, name, **changes) for base in plan.sets for name, changes in TRAININGS.items()]
-    return ours + [plan.job(base, 'glo', preset='glo', **GLO) for base in plan.sets]  # whatever was asked for ours
+    return ours + [plan.job(base, 'glo', **GLO) for base in plan.sets]  # whatever was asked for ours
 
 # %% ../../nbs/3_paper/10_three_sets.ipynb #3b47d4d2
 PIXELS = dict(psnr_mean=2, psnr_worst=2, psnr_moving=2, ssim=3)  # scores of reconstructions, and their digits

@@ -63,10 +63,11 @@ def to_bytes(model, bits=8):  # (weights, rest)
     for name, x in model.state_dict().items():
         x = x.detach().cpu()
         if name not in rows: rest += [x.float()] * x.is_floating_point()  # not the counters
-        elif bits > 8: weights.append(x)
+        elif bits > 8: weights.append(x.half() if bits == 16 else x.float())
         else:
             q, scale = quantise(x.float(), bits, rows[name])
             weights.append(q), rest.append(scale)
+    if not all(x.isfinite().all() for x in weights + rest): raise NvsError(f'weights too large for {bits} bits')
     flat = lambda xs, kind: b''.join(x.contiguous().numpy().astype(kind).tobytes() for x in xs)
     return flat(weights, KIND[bits]), flat(rest, '<f4')
 
@@ -90,6 +91,7 @@ def from_bytes(model, bits, weights, rest):
                 axis = rows[name]
                 scale, r = take([n if i == axis else 1 for i, n in enumerate(x.shape)], x.shape[axis], r)
                 q = dequantise(q, scale)
+                if not q.isfinite().all(): raise NvsError('holds non-finite weights')
             x.copy_(q)
         elif x.is_floating_point():
             value, r = take(x.shape, x.numel(), r)
@@ -107,7 +109,7 @@ def quantised(model, bits=8):
     return out
 
 # %% ../../nbs/library/pack.ipynb #554bf167
-FORMAT, VERSION, PARTS, MOST = 'nvs_nb packed run', 1, ['run.json', 'weights', 'rest'], 100
+FORMAT, VERSION, PARTS, MOST = 'nvs_nb packed run', 1, ['run.json', 'weights', 'rest'], 10
 
 class Packed(Part):
     "What stands in `run.json`."
@@ -149,7 +151,7 @@ def read_parts(path):  # bytes of the three parts
             return [z.read(p) for p in found]
 
 def load_packed(
-    file,  # that `pack` wrote, or somebody else
+    file,  # written by `pack`, or by a stranger
 ):  # (model, config, about)
     "Read a packed run without trusting it. `NvsError` if it is missing or is none."
     instance(PATH, file=file)
@@ -173,10 +175,10 @@ def load_packed(
         with Budget(have): model = build_model(config, S, T)
         from_bytes(model, head.bits, weights, rest)
     except NvsError as e: raise NvsError(f'{path}: {e}') from None
-    return model, config, head.clips.model_dump()
+    return model, config, head.clips.model_dump() | dict(root='')
 
 def unpack(
-    file,  # that `pack` wrote, or somebody else
+    file,  # written by `pack`, or by a stranger
     run,   # directory of the run to make
 ):
     "Make a run of a packed file: its weights as float32, for generating and scoring."
