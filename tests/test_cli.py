@@ -487,6 +487,18 @@ def test_video_without_frames():
     refused(*train('folder', 'o'), names=['header.avi'])
 
 
+# ---- settings that contradict each other
+
+@pytest.mark.parametrize('args, told', [
+    (['--seconds', '5', '--set', 'limit=9'], '--seconds and --set limit'),
+    (['--set', 'seconds=5', '--set', 'limit=9'], '--seconds and --set limit'),
+    (['--preset', 'glo', '--model', 'vgan'], 'the preset glo is for our model'),
+    (['--preset', 'released', '--set', 'hidden=0'], 'hidden must be')])
+def test_settings_that_contradict_each_other(args, told):
+    complaint(nvs('train', 'chairs', *args), told)
+    assert not Path('runs').exists()
+
+
 # ---- non-finite values
 
 def test_loss_that_is_not_finite():

@@ -79,6 +79,17 @@ def test_numbers_of_another_model_are_refused():
 
 # ---- the file, and what can be done with it
 
+def test_numbers_too_large_are_refused_when_written_and_when_read():
+    model = nn.Linear(3, 4)
+    weights, rest = to_bytes(model)
+    huge = np.full(8, 3e38, '<f4').tobytes()  # each scale is finite, the products are not
+    refused(from_bytes, model, 8, weights, huge, told='non-finite')
+    with torch.no_grad(): model.weight[0] = 1e5  # more than a half can hold
+    refused(to_bytes, model, 16, told='too large for 16 bits')
+    with torch.no_grad(): model.bias[0] = np.nan
+    for bits in (8, 16, 32): refused(to_bytes, model, bits, told='too large')
+
+
 def test_pack_and_unpack(tiny_run, capsys):
     assert cli.main(['pack', str(tiny_run)]) == 0 and Path('tiny_run.nvs').stat().st_size < 40_000
     assert cli.main(['pack', str(tiny_run)]) == 2 and 'is there already' in capsys.readouterr().err

@@ -158,13 +158,23 @@ def test_races_go_on_where_they_stopped(tmp_path, capsys, monkeypatch):
     assert ways.count(('chairs', 120, 0)) == 3 and ways.count(('actors', 300, 0)) == 2 and ('chairs', 600, 0) in ways
     assert {w[2] for w in ways if w[1] == 300} == {0, 1, 2} and ('actors', 1200, 0) in ways
     last = rows['chairs, 120 s, seed 0: a']
-    assert last['curve'][-1][1] == last['steps'] and 0 < last['ssim'] < 1 and len([*Path('kept').iterdir()]) == len(rows)
+    assert last['curve'][-1][1] == last['steps'] and 0 < last['ssim'] < 1
+    assert len([*Path('kept').iterdir()]) == len(rows)
     book = read_json('x.json')
     gone = book['rows'].pop([*rows][-1])  # of the last heat, which decides nothing
     write_json('x.json', book)
     capsys.readouterr()
     assert set(go()) == {*rows} and capsys.readouterr().out.count('\n') == 1 and gone['parameters'] > 0
     assert {p.name for p in tmp_path.iterdir()} == {'x.json', 'kept'}  # no lock is left
+
+def test_a_race_of_controls_alone_ends():
+    both = ['GLO', 'HNeRV-like']
+    rows, asked = {}, None
+    while asked != {*rows}:
+        asked = {*rows}
+        rows |= {e.key: dict(psnr_mean=1.) for part in presets.schedule(rows, 'chairs', ['actors'], both) for e in part}
+    assert {'chairs, 600 s, seed 0: GLO', 'chairs, 600 s, seed 0: HNeRV-like'} <= asked
+    assert not any('1200' in k for k in asked)
 
 def test_a_race_that_fails_is_a_result(monkeypatch):
     def fail(t): raise NvsError('step 10: loss is not finite')

@@ -56,7 +56,7 @@ START = dict(  # where the race began: the preset `fast` of the first version, a
     static_ids='clip', transient_ids='clip', width=256, hidden=500, batch=32, frames_per_clip=4, loss='laplacian',
     lr_g=3e-3, lr_k=6e-3, lr_r=2e-3, lr_z=2e-2, decay='constant_then_cosine', act='leaky', g_opt='muon', g_init='dcgan')
 
-# %% ../../nbs/2_scores/09_presets.ipynb #2181a117
+# %% ../../nbs/2_scores/09_presets.ipynb #984a609c
 class WithSSIM(NVS):
     "The loss of HNeRV (Chen et al., 2023): .7 L1 + .3 (1 - SSIM); here SSIM of 7 x 7 windows, on a range of 2."
     def distance(self, fake, real):
@@ -82,6 +82,7 @@ class PCAStart(NVS):
                 some = F.pad(some, (0, d - some.shape[1]))
                 codes.weight.copy_((some / some.norm(dim=1).max()).reshape(codes.weight.shape))
 
+# %% ../../nbs/2_scores/09_presets.ipynb #aced08d7
 class Levels(nn.Module):
     "A decoder with channels given level by level, from 4 x 4 pixels up, by transposed convolutions or pixel shuffle."
     def __init__(self, d, channels, shuffle=False, skip=0):
@@ -119,6 +120,7 @@ def with_decoder(channels, shuffle=False, skip=False):
                 self.G = Levels(c.model.d_s + c.model.d_t, channels, shuffle, c.model.d_s * skip)
     return Model
 
+# %% ../../nbs/2_scores/09_presets.ipynb #ed91d4b3
 class HNeRV(nn.Module):
     """After HNeRV (Chen et al., 2023): a small encoder gives each frame an embedding of 4 x 4 x 16, a decoder with even
     channels and pixel shuffle draws it; L2 loss, batch normalisation, Adam. Stored are embeddings and decoder."""
@@ -154,6 +156,7 @@ class HNeRV(nn.Module):
         self.train()
         return torch.stack(out).numpy()
 
+# %% ../../nbs/2_scores/09_presets.ipynb #b01d80ef
 class EMA(Callback):
     "Ends with an average of the weights over the last `share` of the steps, about, instead of the last ones."
     def __init__(self, share): self.share, self.mean, self.n = share, None, 0

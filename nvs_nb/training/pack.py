@@ -108,7 +108,7 @@ def quantised(model, bits=8):
     from_bytes(out, bits, *to_bytes(model, bits))
     return out
 
-# %% ../../nbs/library/pack.ipynb #554bf167
+# %% ../../nbs/library/pack.ipynb #6191d3a8
 FORMAT, VERSION, PARTS, MOST = 'nvs_nb packed run', 1, ['run.json', 'weights', 'rest'], 10
 
 class Packed(Part):
@@ -136,6 +136,7 @@ def pack(
                 z.writestr(zipfile.ZipInfo(name), data, kind, 9)
     atomic_write(out, write)
 
+# %% ../../nbs/library/pack.ipynb #c7f76b73
 def read_parts(path):  # bytes of the three parts
     "`ValueError` for what is no archive of ours, before anything of it is unpacked."
     with path.open('rb') as file:
