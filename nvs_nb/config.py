@@ -99,7 +99,8 @@ class NVSConfig(LatentFields):
     transient_ids: IdMap = 'dataset'          # transient codes likewise
     train_frames: Literal['all', 'alternate'] = 'all'  # alternate: even frames of one clip, odd ones of the next
     frames_per_clip: int = within(0, 0, 512)  # frames of each clip drawn in a step, at random; 0: all
-    init: Literal['gauss', 'path'] = 'gauss'  # transient codes start as independent draws, or as a smooth path
+    init: Literal['gauss', 'path', 'pca'] = 'gauss'  # codes start as draws (transient ones independent, or a smooth path), or
+                                              # as principal components of the clips
     code_norm: Literal['ball', 'none'] = 'ball'  # z / max(1, |z|) after each update (section 3.3)
     rank: int = within(0, 0, 512)             # rho of eq. (7), rank of each path of transient codes; 0: no constraint
     recurrent: bool = True                    # False: R sees each frame on its own
@@ -288,7 +289,7 @@ PRESETS = dict(
     released=dict(batch=1, repeats=300, decay='constant', lr_g=6.25e-5, lr_r=6.25e-5, lr_z=12.5, d_s=56, d_t=200,
         precision='fp32', memory_format='contiguous'),
     fast=dict(static_ids='clip', transient_ids='clip', width=128, hidden=128, batch=32, frames_per_clip=4,
-        loss='mse', g_opt='muon', lr_g=3e-3, lr_k=6e-3, lr_r=2e-3, lr_z=7e-3, decay='constant_then_cosine',
+        init='pca', loss='mse', g_opt='muon', lr_g=3e-3, lr_k=6e-3, lr_r=2e-3, lr_z=7e-3, decay='constant_then_cosine',
         act='leaky'))
 GLO = dict(static_ids='shared', transient_ids='clip', d_s=1, d_t=256, hidden=0, lambda_s=0., lambda_t=0.)
 PRESETS['glo'] = PRESETS['fast'] | GLO

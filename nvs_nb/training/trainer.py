@@ -138,7 +138,10 @@ class Trainer:
             raise NvsError(f'config: model {c.model.name} needs two clips or more in a step of each process; '
                            f'there are {n} clips and batch={c.optim.batch}')
         self.c, self.clips = c, clips.with_ids(c.model.static_ids, c.model.transient_ids)
-        self.model = self.make_model(c, self.clips.S, self.clips.T).to(self.device)
+        self.model = self.make_model(c, self.clips.S, self.clips.T)
+        if c.model.name == 'nvs' and c.model.init == 'pca':
+            self.model.Z.start_from(self.clips.frames[:, :d.frames], self.clips.static_id, self.clips.transient_id)
+        self.model.to(self.device)
         captured = runtime.can_capture(c, self.device)
         runtime.prepare(self.model, c)
         self.optimizers = self.model.optimizers()
