@@ -25,7 +25,7 @@ setup(
     package_data={lib: ['embedded/**/*']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'lpips', 'flow')},
     entry_points={
         'console_scripts': [f'nvs = {lib}.cli:main'],
         'nbdev': [f'{lib} = {lib}._modidx:d'],

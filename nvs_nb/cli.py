@@ -6,9 +6,9 @@
 __all__ = ['Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 'Preset', 'Model', 'Change', 'Seconds', 'app', 'data_app',
            'cache_app', 'DEVICES', 'DEMO', 'say', 'begin', 'option', 'Format', 'as_folder', 'application', 'nvs',
            'data', 'settings', 'safe_names', 'pick_clips', 'announce', 'resume_line', 'learn', 'conclude', 'train',
-           'resume', 'tune', 'generate', 'evaluate', 'pack', 'unpack', 'compare', 'info', 'demo_place', 'demo',
-           'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear', 'data_info', 'get',
-           'main']
+           'resume', 'tune', 'write_clips', 'generate', 'PriorKind', 'sample', 'evaluate', 'encode', 'pack', 'unpack',
+           'compare', 'info', 'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents', 'home', 'locate',
+           'tell', 'cache', 'clear', 'data_info', 'get', 'main']
 
 # %% ../nbs/library/cli.ipynb #13770d75
 import atexit, contextlib, difflib, errno, gc, math, os, re, sys
@@ -51,7 +51,7 @@ Home = Annotated[Optional[str], option('--root', 'DIR', 'Folder of all datasets.
 Device = Annotated[str, option('--device', 'NAME', 'auto, cpu or cuda.', True)]
 Vgg = Annotated[Optional[str], option('--vgg16', 'PATH', 'VGG16 weights (.npz) for the motion score; '
     "'download' fetches them (528 MB). Default: $NVS_VGG16, else no such score; for baselines, random weights.")]
-Preset = Annotated[str, option('--preset', 'NAME', 'paper, released, fast or glo.', True)]
+Preset = Annotated[str, option('--preset', 'NAME', 'paper, released, fast, exchange or glo.', True)]
 Model = Annotated[str, option('--model', 'NAME', 'nvs, or a baseline of Table 1: vgan, tgan, mocogan, videovae.', True)]
 Change = Annotated[list[str], option('--set', 'KEY=VALUE',
     'Change a setting, such as model.width=256; may be repeated. Settings are the fields of nvs_nb.config.')]
@@ -273,6 +273,24 @@ def tune(
     say(f'\nnext        {shell_line("nvs", "train", dataset)} {line}')
 
 # %% ../nbs/library/cli.ipynb #ba03d0b5
+def write_clips(out, names, clips, format, fps, scale, what):
+    "Write clips into a folder in some formats, and all of them as one; say where. Never over what is not ours."
+    from nvs_nb import viz
+    from nvs_nb.core import made_in, note_made
+    folder, files = as_folder('--out', out), list(zip(safe_names(names, taken=['all']), clips))
+    if len(clips) > 1: files.append(('all', viz.grid(clips)))
+    kinds = [f.value for f in format] or [f.value for f in Format]
+    made = [f'{stem}.{dict(strip="png").get(kind, kind)}' for stem, _ in files for kind in kinds]
+    for name in {*made} - made_in(folder):
+        if (folder/name).exists(): raise NvsError(f'--out {folder}: {name} is there already, and we did not make it')
+    note_made(folder, made)
+    for stem, frames in files:
+        if 'gif' in kinds: viz.save_gif(folder/f'{stem}.gif', frames, fps, scale)
+        if 'mp4' in kinds: viz.save_mp4(folder/f'{stem}.mp4', frames, fps, scale)
+        if 'strip' in kinds and stem != 'all': viz.save_strip(folder/f'{stem}.png', viz.bigger(frames, scale))
+    say(f'{what} as {", ".join(dict.fromkeys(kinds))} in {folder}')
+    if len(clips) > 1 and 'gif' in kinds: say(f'all at once: {folder/"all.gif"}')
+
 @app.command()
 def generate(
     run: Run,
@@ -287,8 +305,7 @@ def generate(
     device: Device = 'auto',
 ):
     "Write the clips of a run as GIF, MP4 and film strips."
-    from nvs_nb import viz
-    from nvs_nb.core import made_in, note_made, pick_device
+    from nvs_nb.core import pick_device
     from nvs_nb.evaluation import samples
     from nvs_nb.models import nvs
     from nvs_nb.models.build import LATENT
@@ -304,39 +321,137 @@ def generate(
     else:
         names, idx = r.about['names'], pick_clips(clip, r.about['names'], r.path)
         clips = nvs.generate(r.model, *([r.about[ids][i] for i in idx] for ids in ('static_id', 'transient_id')))
-    folder = as_folder('--out', out or (r.home or Path())/'generated')
-    files = list(zip(safe_names([names[i] for i in idx], taken=['all']), clips))
-    if len(clips) > 1: files.append(('all', viz.grid(clips)))
-    kinds = [f.value for f in format] or [f.value for f in Format]
-    made = [f'{stem}.{dict(strip="png").get(kind, kind)}' for stem, _ in files for kind in kinds]
-    for name in {*made} - made_in(folder):
-        if (folder/name).exists(): raise NvsError(f'--out {folder}: {name} is there already, and we did not make it')
-    note_made(folder, made)
-    for stem, frames in files:
-        if 'gif' in kinds: viz.save_gif(folder/f'{stem}.gif', frames, fps, scale)
-        if 'mp4' in kinds: viz.save_mp4(folder/f'{stem}.mp4', frames, fps, scale)
-        if 'strip' in kinds and stem != 'all': viz.save_strip(folder/f'{stem}.png', viz.bigger(frames, scale))
-
     many = f'{len(clips)} new clips' if new or baseline else f'{len(clips)} of {len(names)} clips'
-    say(f'{many} as {", ".join(dict.fromkeys(kinds))} in {folder}')
-    if len(clips) > 1 and 'gif' in kinds: say(f'all at once: {folder/"all.gif"}')
+    write_clips(out or (r.home or Path())/'generated', [names[i] for i in idx], clips, format, fps, scale, many)
+
+class PriorKind(str, Enum):
+    "The distributions over codes that `nvs sample` can draw from."
+    gaussian, mixture, imle, flow = 'gaussian', 'mixture', 'imle', 'flow'
 
 @app.command()
-def evaluate(run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None):
+def sample(
+    run: Run,
+    prior: Annotated[PriorKind, option('--prior', 'NAME', 'gaussian, mixture, imle, flow.', True)] = PriorKind.mixture,
+    n: Annotated[int, option('--n', 'N', 'How many clips.', True, min=1, max=10000)] = 16,
+    seed: Annotated[int, option('--seed', 'S', 'Of the fit and of the draws.', True, min=0, max=2**31 - 1)] = 0,
+    like: Annotated[Optional[str], option('--like', 'NAMES', "Only clips whose nearest code is that of one of these "
+        "training clips: names or patterns such as '*_run', with commas.")] = None,
+    out: Annotated[Optional[str], option('--out', 'DIR', "Default: RUN/sampled; for 'pretrained' sampled.")] = None,
+    format: Annotated[list[Format], option('--format', 'gif|mp4|strip', 'May be repeated. Default: all three.')] = [],
+    fps: Annotated[int, option('--fps', 'N', 'Frames per second.', True, min=1, max=60)] = 12,
+    scale: Annotated[int, option('--scale', 'N', 'Enlarge by a whole factor.', True, min=1, max=16)] = 1,
+    device: Device = 'auto',
+):
+    "Draw new clips from a prior over the codes of a run; each is written beside its nearest training clip."
+    import numpy as np
+    from nvs_nb import viz
+    from nvs_nb.core import pick_device
+    from nvs_nb.data.clips import matching
+    from nvs_nb.evaluation.metrics import psnr
+    from nvs_nb.evaluation.report import text_table
+    from nvs_nb.models.nvs import generate
+    from nvs_nb.models.prior import Prior, nearest_clip
+    from nvs_nb.training.checkpoint import open_run
+    r = open_run(run, pick_device(device))
+    if r.config.model.name != 'nvs':
+        raise NvsError(f'{r.path}: model {r.config.model.name} has no codes for a prior; use nvs generate --new')
+    names, ids = r.about['names'], (r.about['static_id'], r.about['transient_id'])
+    mask = matching(names, like, '--like') if like else None
+    new = Prior(r.model, *ids, prior.value, seed).clips(n, seed, mask)
+    old = generate(r.model, *ids)  # as the run draws them, so that its blur is no difference
+    which = nearest_clip(new, old)
+    made, dB = [f'new_{i + 1:04d}' for i in range(n)], psnr(new, old[which])
+    pairs = np.stack([viz.grid([a, b], 2) for a, b in zip(new, old[which])])
+    write_clips(out or (r.home or Path())/'sampled', made, pairs, format, fps, scale, f'{count(n, "new clip")}, each '
+                f'beside the nearest of {len(names)} training clips,')
+    rows = [(name, names[w], f'{x:.1f} dB') for name, w, x in zip(made, which, dB)]
+    say(text_table([('new', 'nearest', 'PSNR between them'), *rows[:16]]) + f'\n... {n - 16} more' * (n > 16))
+
+@app.command()
+def evaluate(
+    run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None,
+    fvd_weights: Annotated[Optional[str], option('--fvd-weights', 'FILE', 'I3D as TorchScript, for FVD.')] = None,
+):
     "Score all clips of a run again, and write its report anew."
     from nvs_nb.core import hold, pick_device
     from nvs_nb.evaluation import report
     from nvs_nb.evaluation.metrics import find_vgg
+    from nvs_nb.evaluation.perceptual import read_i3d
     from nvs_nb.training.checkpoint import open_run, run_clips
     on = pick_device(device)
     vgg, why = find_vgg(vgg16, False, on)
+    i3d = read_i3d(fvd_weights, on) if fvd_weights else None
     r = open_run(run, on)
-    clips, kw = run_clips(r, root), dict(vgg=vgg, why=why, progress=True)
+    clips, kw = run_clips(r, root), dict(vgg=vgg, why=why, progress=True, i3d=i3d)
     if r.home:
         with hold(r.home): scores, _ = report.finish(r.home, r.model, r.config, clips, root or r.about['root'], **kw)
     else: scores, *_ = report.score_all(r.model, r.config, clips, **kw)  # what is not ours is not written to
     say(report.text_table(report.score_rows(scores)))
     if r.home: say(f'\nreport      {r.home/"report.html"}')
+
+@app.command()
+def encode(
+    run: Run,
+    root: Annotated[Optional[str], option('--root', 'DIR', 'Folder of the new clips, which may hold known ones, too. '
+        'Default: that of the run.')] = None,
+    dataset: Annotated[Optional[str], option('--dataset', 'NAME', 'Layout of the folder: weizmann, chair-cad, golf, '
+        'folder. Default: as the run.')] = None,
+    tuned: Annotated[bool, typer.Option('--tune', help='Tune the generator, too, and keep the known clips.')] = False,
+    hide: Annotated[Optional[str], option('--hide', 'PART', 'Fill this in: left, right, top, bottom, or frames such as '
+        '5-8.')] = None,
+    keep: Annotated[bool, typer.Option('--keep', help='Make a run whose dictionary has the new clips, too.')] = False,
+    name: Annotated[Optional[str], option('--name', 'NAME', 'Of the run that is kept. Default: RUN-encoded.')] = None,
+    runs: Annotated[str, option('--runs', 'DIR', 'Where it is kept.', True)] = 'runs',
+    out: Annotated[Optional[str], option('--out', 'DIR', 'Of scores and pictures; numbered if taken. '
+        "Default: RUN/encoded; for 'pretrained' encoded.")] = None,
+    device: Device = 'auto',
+):
+    "Find the codes of clips that a run has never seen."
+    from nvs_nb.bench.encode import encode_clips, picture, unseen_clips
+    from nvs_nb.core import pick_device, write_json
+    from nvs_nb.data.clips import SETS
+    from nvs_nb.evaluation.perceptual import find_lpips
+    from nvs_nb.evaluation.tables import number, text_table
+    from nvs_nb.models.encode import learnt_codes, seen_without, with_clips
+    from nvs_nb.training.checkpoint import new_folder, numbered, open_run, place_run, run_clips, save_checkpoint
+    from nvs_nb.viz import save_gif, save_strip
+    if name and not keep: raise NvsError(f'--name {name}: names the run that --keep makes; give both')
+    if dataset not in (None, *SETS): raise NvsError(f'--dataset {dataset}: choose one of {", ".join(SETS)}')
+    on = pick_device(device)
+    r = open_run(run, on)
+    learnt_codes(r.model, r.about['static_id'][:1], r.about['transient_id'][:1])  # or complain before anything is read
+    L, size = r.config.data.frames, r.config.data.size
+    try: seen = seen_without(hide, L, size) if hide else None
+    except NvsError as e: raise NvsError(f'--{e}') from None
+    stem = r.path.resolve().stem if r.path.is_file() else r.path.resolve().name
+    places = place_run(expand(runs), safe_names([f'{stem}-encoded'])[0], name) if keep else ()
+    folder = as_folder('--out', out or (r.home or Path())/'encoded')
+    clips, known = unseen_clips(r, root, dataset), None
+    with contextlib.suppress(NvsError): known = run_clips(r)  # they may be gone; then nobody knows what is a success
+    say(f'clips       {count(len(clips), "new clip")}, {len(r.about["names"])} in the dictionary')
+    found = encode_clips(r, clips, known, seen, tuned, find_lpips(device=on)[0], say)
+    told, best = found.told, [*found.pictures][-1]
+    columns = dict(psnr='PSNR', psnr_moving='moving', psnr_hidden='hidden', lpips='LPIPS')
+    columns = {k: text for k, text in columns.items() if told['mean'][best].get(k) is not None}
+    line = lambda what, row: (what, *(number(row[best][k]) for k in columns), number(row['nearest']['psnr']))
+    say(text_table([('clip', *columns.values(), 'nearest known clip'), *(line(x['name'], x) for x in told['each']),
+                    line('mean', told['mean'])], left=(0,)))
+    if known is not None: say(f'success     {told["success"][best]:.0%}: at most 3 dB below the mean of the clips that '
+                              f'it was trained on, {told["trained"]:.2f} dB')
+    if known is not None and tuned:
+        say('known clips {change:+.2f} dB in the mean, {change_worst:+.2f} dB the worst'.format(**told['dictionary']))
+    with new_folder(numbered(folder)) as path:
+        write_json(path/'encoded.json', told)
+        for i, stem in enumerate(safe_names(clips.names, taken=['all'])):
+            save_strip(path/f'{stem}.png', [clips.frames[i], *(x[i] for x in found.pictures.values())])
+        save_gif(path/'all.gif', picture(clips.frames, found.pictures, range(min(len(clips), 20)), seen))
+    say(f'pictures    {path/"all.gif"}, from left to right: original, ' + ', '.join(found.pictures))
+    if not keep: return
+    with new_folder(places) as path:
+        model, about = with_clips(found.model, r.about, found.codes, clips.names, clips.digests[1])
+        write_json(path/'config.json', r.config.to_dict())
+        save_checkpoint(path/'checkpoint.pt', model.state_dict(), r.config, about)
+    say(f'run         {path}\nnext        {shell_line("nvs", "generate", path, "--clip", clips.names[0])}')
 
 @app.command()
 def pack(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Power', 'IdMap', 'AnyModel', 'MODELS', 'DATASETS', 'SIMILAR', 'PAPER_RATES', 'PAPER_CLIPS', 'PRESETS', 'GLO',
-           'BASELINES', 'MINUTES', 'Section', 'within', 'power_of_two', 'DataConfig', 'OptimConfig', 'BudgetConfig',
-           'RuntimeConfig', 'Fixed', 'LatentFields', 'NVSConfig', 'FixedByReleased', 'ReleasedConfig', 'GANFields',
-           'VGANConfig', 'TGANConfig', 'MoCoGANConfig', 'VideoVAEConfig', 'Config', 'sections', 'place', 'merged',
-           'expected', 'complaint', 'parse_changes', 'make_config', 'differences']
+           'EXCHANGE_CLIPS', 'BASELINES', 'MINUTES', 'Section', 'within', 'power_of_two', 'DataConfig', 'OptimConfig',
+           'BudgetConfig', 'RuntimeConfig', 'Fixed', 'LatentFields', 'NVSConfig', 'FixedByReleased', 'ReleasedConfig',
+           'GANFields', 'VGANConfig', 'TGANConfig', 'MoCoGANConfig', 'VideoVAEConfig', 'Config', 'sections', 'place',
+           'merged', 'expected', 'complaint', 'parse_changes', 'make_config', 'differences']
 
 # %% ../nbs/library/config.ipynb #86fc8fb0
 import difflib, hashlib, json
@@ -37,11 +37,15 @@ class DataConfig(Section):
     leave_out: str = ''           # names or patterns of clips not to use
     draw: int = within(0, 0, 10**7)           # clips drawn from the dataset at random; 0: all
     draw_seed: int = within(0, 0, 2**31 - 1)  # of the clips drawn and of windows that are drawn once
-    fit: Literal['crop', 'whole'] = 'crop'    # frames that are not square: centre crop, or the whole squeezed
+    fit: Literal['crop', 'whole', 'person', 'person-right'] = 'crop'  # frames that are not square: centre crop, the
+                                  # whole squeezed, a square that follows what moves (right: mirrored if it goes left)
+    tile: int = within(0, 0, 10000)           # width of a frame in strips, height in stacks, in pixels; 0: guessed
     size: Power = within(64, 32, 512)         # height and width of a frame in pixels
     frames: int = within(16, 2, 512)          # L, frames of a clip
     read_frames: int = within(0, 0, 10000)    # frames read of each clip; 0: just L. `window='crop'` needs more
-    window: Literal['first', 'random', 'crop'] = 'first'  # the L frames: first; drawn once; a new crop in each step
+    window: Literal['first', 'random', 'crop', 'aligned', 'warped'] = 'first'  # the L frames: first; drawn once; a new
+                                  # crop in each step; of those read the ones that agree in motion, where clips share a
+                                  # path (warped: some repeated or left out)
     stride: int = within(1, 1, 1000)          # take every n-th frame of the source
 
 class OptimConfig(Section):
@@ -99,15 +103,18 @@ class NVSConfig(LatentFields):
     transient_ids: IdMap = 'dataset'          # transient codes likewise
     train_frames: Literal['all', 'alternate'] = 'all'  # alternate: even frames of one clip, odd ones of the next
     frames_per_clip: int = within(0, 0, 512)  # frames of each clip drawn in a step, at random; 0: all
-    init: Literal['gauss', 'path', 'pca'] = 'gauss'  # codes start as draws (transient ones independent, or a smooth path), or
-                                              # as principal components of the clips
+    init: Literal['gauss', 'path', 'pca'] = 'gauss'  # codes start as draws (transient: independent, or a smooth
+                                              # path), or as principal components of the clips
     code_norm: Literal['ball', 'none'] = 'ball'  # z / max(1, |z|) after each update (section 3.3)
     rank: int = within(0, 0, 512)             # rho of eq. (7), rank of each path of transient codes; 0: no constraint
     recurrent: bool = True                    # False: R sees each frame on its own
+    skip: bool = False                        # r = z + R(z): R learns what to change of the transient codes
     norm: Literal['batch', 'group', 'none'] = 'batch'          # of the generator
     act: Literal['relu', 'leaky'] = 'relu'                     # of the generator
     g_init: Literal['dcgan', 'fan', 'default'] = 'dcgan'       # of its weights, see 05_networks
     output: Literal['tanh', 'linear'] = 'tanh'                 # of the generator
+    style: bool = False                       # static codes scale and shift the channels of G, not part of its points
+    dropout: float = within(0., 0, .9)        # share of the channels of G's 4x4 and 8x8 layers left out in a step
     label: Literal['none', 'static', 'transient'] = 'none'     # conditional generator: which index is its label
     schedule: Literal['joint', 'alternating'] = 'joint'        # one step for all, or stages (3.1) and (3.2)
     gamma_steps: int = within(5, 1, 1000)     # updates of G (3.1) per update of codes and R (3.2); alternating only
@@ -289,10 +296,15 @@ PRESETS = dict(
     released=dict(batch=1, repeats=300, decay='constant', lr_g=6.25e-5, lr_r=6.25e-5, lr_z=12.5, d_s=56, d_t=200,
         precision='fp32', memory_format='contiguous'),
     fast=dict(static_ids='clip', transient_ids='clip', width=128, hidden=128, batch=32, frames_per_clip=4,
-        init='pca', loss='mse', g_opt='muon', lr_g=3e-3, lr_k=6e-3, lr_r=2e-3, lr_z=7e-3, decay='constant_then_cosine',
+        d_s=56, d_t=200, skip=True, init='pca', loss='mse', g_opt='muon', lr_g=3e-3, lr_k=6e-3, lr_r=2e-3, lr_z=7e-3,
+        decay='constant_then_cosine',
         act='leaky'))
 GLO = dict(static_ids='shared', transient_ids='clip', d_s=1, d_t=256, hidden=0, lambda_s=0., lambda_t=0.)
 PRESETS['glo'] = PRESETS['fast'] | GLO
+PRESETS['exchange'] = PRESETS['fast'] | dict(  # one code for each person and each action of real films, see 12_exchange
+    static_ids='dataset', transient_ids='dataset', style=True, dropout=.2, width=64, hidden=64, frames_per_clip=2,
+    epochs=400)
+EXCHANGE_CLIPS = dict(weizmann=dict(window='aligned', read_frames=28))  # the same moments of all films of an action
 BASELINES = dict(  # their own papers' settings; what changes in a run of minutes, found by a search (library/baselines)
     vgan=(dict(d_s=100, batch=64, lr_g=2e-4), dict(lr_g=4e-4, d_width=16)),
     tgan=(dict(d_s=100, d_t=100, batch=32, lr_g=5e-5, lr_d=5e-5), dict(lr_g=5e-4, lr_d=5e-4, d_width=16)),
@@ -302,7 +314,7 @@ MINUTES = dict(width=128, batch=8)  # of all four
 
 def make_config(
     dataset,         # 'chairs', 'actors', 'swings' (embedded), 'chair-cad', 'weizmann', 'golf' or 'folder'
-    preset='fast',   # 'paper', 'released', 'fast' or 'glo' (Bojanowski et al., 2018: a free code for each frame)
+    preset='fast',   # 'paper', 'released', 'fast', 'exchange', or 'glo' (Bojanowski et al., 2018: a free code a frame)
     model='nvs',     # 'nvs', or a baseline: 'vgan', 'tgan', 'mocogan', 'videovae'
     **changes,       # any other settings, by name or dotted name
 ):  # `Config`
@@ -312,11 +324,12 @@ def make_config(
         if not isinstance(value, str) or value not in known:
             raise NvsError(f'unknown {name} {value!r}: use one of {", ".join(known)}')
     similar = SIMILAR.get(dataset, dataset)
-    if preset == 'glo' and model != 'nvs': raise NvsError(f'model {model}: the preset glo is for our model')
+    if preset in ('glo', 'exchange') and model != 'nvs':
+        raise NvsError(f'model {model}: the preset {preset} is for our model')
     if (preset == 'released') != (model == 'released'):
         if model not in ('nvs', 'released'): raise NvsError(f'model {model}: the preset released is for our model')
         preset = model = 'released'
-    clips = PAPER_CLIPS.get(dataset, {}) if preset == 'paper' else {}
+    clips = dict(paper=PAPER_CLIPS, exchange=EXCHANGE_CLIPS).get(preset, {}).get(dataset, {})
     if model in BASELINES:
         theirs, minutes = BASELINES[model]
         start = dict(decay='constant') | theirs | (MINUTES | minutes if preset == 'fast' else {}) | clips

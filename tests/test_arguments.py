@@ -1,5 +1,6 @@
 "Every public function says in one line which argument is wrong: no error from the depth, no wrong result in silence."
 import importlib
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -10,15 +11,19 @@ from PIL import Image
 from torch import nn
 
 from nvs_nb.config import make_config
-from nvs_nb.core import NvsError, finite, in_range, indices, instance, one_of, power_of_two, shaped, shown, whole
+from nvs_nb.core import (NvsError, finite, in_range, indices, instance, make_rng, one_of, power_of_two, shaped, shown,
+                         whole)
 from nvs_nb.data.clips import load_set
 from nvs_nb.data.frames import Window
 from nvs_nb.evaluation.metrics import motion, untrained_vgg
+from nvs_nb.evaluation.perceptual import LPIPS
 from nvs_nb.models.build import build_model
+from nvs_nb.models.encode import learnt_codes
 from nvs_nb.models.nvs import NVS
-from nvs_nb.paper.exchange import cell_kinds, complete
+from nvs_nb.models.prior import clip_codes
+from nvs_nb.paper.exchange import cell_kinds, complete, looks
 from nvs_nb.paper.interpolation import weights
-from nvs_nb.training.checkpoint import describe_clips, save_checkpoint
+from nvs_nb.training.checkpoint import describe_clips, open_run, save_checkpoint
 from nvs_nb.training.pack import pack, quantise, to_bytes
 from nvs_nb.training.trainer import Trainer
 
@@ -50,6 +55,12 @@ def given(function, /, **kinds):
     "A function of the table: argument = (right value, kind of its wrong ones), or a value that is just passed on."
     return {k: v if type(v) is tuple and len(v) == 2 and v[1] in [*WRONG, *(f'{x}?' for x in WRONG)] else (v, None)
             for k, v in kinds.items()}, function
+
+
+class Features(nn.Module):
+    "Called as the I3D of FVD"
+    def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
+        return torch.stack([x.mean((1, 2, 3, 4)), x.std((1, 2, 3, 4))], 1)
 
 
 @cache
@@ -114,7 +125,7 @@ def models_nvs(o, tmp):
     return [given('Recurrent', d_t=(3, 'count'), hidden=(4, 'count'), recurrent=(True, 'flag')),
         given('Generator', d=(4, 'count'), size=(8, 'count'), width=(12, 'count'), norm=('group', 'choice'),
               act=('relu', 'choice'), init=('fan', 'choice'), output=('tanh', 'choice'), labels=(2, 'whole'),
-              rng=(None, 'thing?')),
+              rng=(None, 'thing?'), style=(2, 'whole'), dropout=(.1, 'number')),
         given('init_generator', net=(nn.Linear(2, 2), 'thing'), how=('fan', 'choice'), rng=(None, 'thing?')),
         given('Phase', train=(('G',), 'thing'), repeat=(1, 'count')),
         given('NVS', c=(o.c, 'thing'), S=(2, 'count'), T=2),
@@ -181,6 +192,28 @@ def evaluation_metrics(o, tmp):
         given('score', **both, vgg=(o.vgg, 'thing?'), seed=(0, 'whole'), f_real=o.f)]
 
 
+def evaluation_perceptual(o, tmp):
+    torch.jit.script(Features()).save(tmp/'i3d.pt')
+    net, video, f, d = LPIPS('vgg'), torch.jit.load(tmp/'i3d.pt'), np.random.rand(6, 4), torch.rand(6, 6)
+    clips, pair = dict(clips=(o.real, 'clips')), dict(real=(o.real, 'alike'), fake=o.fake)
+    three, draws = dict(net=(net, 'thing')), dict(draws=(9, 'count'), seed=(0, 'whole'))
+    sets = dict(real=(f, 'array'), fake=(f + 1, 'array'))
+    return [given('LPIPS', net=('alex', 'choice'), seed=(0, 'whole')), given('find_lpips', net=('alex', 'choice')),
+        given('read_i3d', path=(tmp/'i3d.pt', 'path')), given('lpips', **pair, batch=(4, 'count'), **three),
+        given('lpips_pairs', **clips, pairs=(2, 'count'), seed=(0, 'whole'), **three), given('ms_ssim', **pair),
+        given('clip_features', **clips, batch=(4, 'count'), **three), given('prdc', **sets, k=(2, 'count'), **draws),
+        given('prdc_of', own=(d, 'ranked'), to=(d, 'ranked'), among=(d, 'ranked'), k=(2, 'count'), **draws),
+        given('kvd', **sets, **draws), given('frechet', f=(f, 'array'), g=(f, 'array')),
+        given('set_scores', own=d, to=(d, 'ranked'), among=d, f=(f, 'array'), g=(f, 'array')),
+        given('optical_flow', **clips, pairs=(1, 'count')),
+        given('fvd', real=(o.real, 'clips'), fake=o.fake, net=(video, 'thing')),
+        given('warping_error', **clips, flow=(None, 'thing?'), pairs=(1, 'count')),
+        given('i3d_features', **clips, net=(video, 'thing'), batch=(4, 'count')),
+        given('perceptual_scores', **pair, net=(None, 'thing?'), why=('', 'text')),
+        given('noisy', real=(o.real, 'clips'), seed=(0, 'whole'), sigma=(1., 'number')),
+        given('perceptual_controls', real=(o.real, 'clips'), nets=([], 'items'))]
+
+
 def evaluation_samples(o, tmp):
     draw = dict(model=(o.model, 'thing'), about=(o.about, 'thing'), n=(1, 'count'), seed=(0, 'whole'))
     return [given('distances', a=(o.f['looks'], 'ranked'), b=o.g['looks']), given('sharpness', clips=(o.real, 'clips')),
@@ -212,6 +245,50 @@ def training_trainer(o, tmp):
             log_every=(10, 'count'), **every)]
 
 
+def models_prior(o, tmp):
+    ids, y, rng = dict(static_id=([0, 1], 'ids'), transient_id=([0, 1], 'ids')), (o.path[0], 'ranked'), make_rng(0)
+    z_s, r = clip_codes(o.model, [0, 1], [0, 1])
+    return [given('clip_codes', model=(o.model, 'thing'), **ids), given('variances', y=y),
+        given('gaussian', y=y, rng=rng), given('show_codes', model=(o.model, 'thing'), z_s=(z_s, 'ranked'), r=(r, 'ranked'), **ids, batch=(2, 'count')),
+        given('mixture', y=y, rng=rng, width=(.5, 'number')), given('minimise', net=(net := nn.Linear(2, 2), 'thing'),
+              loss=lambda step: net.weight.sum(), steps=(1, 'count'), lr=(.1, 'number')),
+        given('perceptron', a=(2, 'count'), b=(2, 'count'), rng=(rng, 'thing'), width=(4, 'count')),
+        given('imle', y=y, rng=rng, steps=(1, 'count'), noise=(2, 'count'), epsilon=(.5, 'number')),
+        given('flow', y=y, rng=rng, steps=(1, 'count'), euler=(2, 'count')),
+        given('Prior', model=(o.model, 'thing'), **ids, kind=('mixture', 'choice'), seed=(0, 'whole'),
+              keep=(.99, 'number')),
+        given('nearest_clip', new=(o.fake, 'clips'), old=(o.real, 'clips'), side=(8, 'count'))]
+
+
+def bench_priors(o, tmp):
+    return [given('held_out', names=o.about['names'], held=(3, 'whole'), seed=(0, 'whole'))]
+
+
+def models_encode(o, tmp):
+    ids, some = dict(static_id=([0, 1], 'ids'), transient_id=([0, 1], 'ids')), (o.clips.frames[:2], 'clips')
+    model, codes = dict(model=(o.model, 'thing')), (learnt_codes(o.model, [2, 3], [2, 3]), 'thing')
+    start = dict(batch=(2, 'count'), seed=(0, 'whole'), seen=(np.ones((8, 32, 32), bool), 'array?'))
+    return [given('learnt_codes', **model, **ids), given('draw_codes', **model, codes=codes, batch=(2, 'count')),
+        given('shrunk_gaussian', x=(o.path[0], 'ranked'), most=(9, 'count')),
+        given('coarse', frames=some, seen=None, n=(16, 'count')), given('seen_without', hide=('left', 'choice'),
+              L=(4, 'count'), size=(8, 'count')),
+        given('encode', **model, frames=some, **ids, **start, steps=(1, 'count'), starts=(1, 'count'),
+              draws=(0, 'whole'), weight=(.1, 'number'), lr=(.1, 'number')),
+        given('tune', **model, frames=some, codes=codes, **ids, **start, steps=(1, 'count?'), replay=(1, 'whole'),
+              lr_k=(.1, 'number'), lr=(.1, 'number')),
+        given('with_clips', **model, about=(o.about, 'thing'), codes=codes, names=(['a', 'b'], 'names'))]
+
+
+def bench_encode(o, tmp):
+    save_checkpoint(tmp/'run/checkpoint.pt', o.model.state_dict(), o.c, o.about)
+    run = dict(opened=(open_run(tmp/'run'), 'thing'))
+    clips = replace(o.few, names=['a', 'b'])
+    return [given('unseen_clips', opened=run['opened'], dataset=('swings', 'choice')),
+        given('nearest', real=(o.real, 'clips'), others=(o.fake, 'clips')),
+        given('scores', real=(o.real, 'alike'), fake=o.fake), given('encode_clips', **run, clips=(clips, 'thing'),
+              known=(None, 'thing?'), tuned=(False, 'flag'), steps=(1, 'count'), starts=(1, 'count'))]
+
+
 def training_checkpoint(o, tmp):
     save_checkpoint(tmp/'run/checkpoint.pt', o.model.state_dict(), o.c, o.about)
     return [*(given(f, run=(tmp/'run', 'path'), device=('cpu', 'choice')) for f in ('load_run', 'open_run')),
@@ -224,13 +301,14 @@ def training_checkpoint(o, tmp):
 def training_pack(o, tmp):
     save_checkpoint(tmp/'run/checkpoint.pt', o.model.state_dict(), o.c, o.about)
     pack(tmp/'run', tmp/'good.nvs')
-    weights, rest = to_bytes(x := nn.Linear(3, 2))
+    weights, scales, rest = to_bytes(x := nn.Linear(3, 2))
     model, bits = dict(model=(x, 'thing')), dict(bits=(4, 'count'))
-    q, scale = quantise(torch.randn(2, 3))
-    return [given('quantise', x=(o.path, 'tensor'), **bits, axis=(1, 'whole?')), given('rows_of', **model),
-        given('dequantise', q=(q, 'thing'), scale=(scale, 'tensor')), given('bits_known', **bits),
+    q, scale = quantise(torch.randn(2, 3), 8, 2)
+    return [given('quantise', x=(o.path, 'tensor'), **bits, block=(2, 'whole')), given('large', **model),
+        given('dequantise', q=(q, 'thing'), scale=(scale, 'tensor'), block=(2, 'whole')), given('bits_known', **bits),
         *(given(name, **model, **bits) for name in ('to_bytes', 'packed_size', 'quantised')),
-        given('from_bytes', **model, bits=(8, 'count'), weights=(weights, 'thing'), rest=(rest, 'thing')),
+        given('from_bytes', **model, bits=(8, 'count'), weights=(weights, 'thing'), scales=(scales, 'thing'),
+              rest=(rest, 'thing')),
         given('pack', run=(tmp/'run', 'path'), out=(tmp/'x.nvs', 'path'), **bits),
         given('load_packed', file=(tmp/'good.nvs', 'path')),
         given('unpack', file=(tmp/'good.nvs', 'path'), run=(tmp/'y', 'path'))]
@@ -261,6 +339,8 @@ def paper_exchange(o, tmp):
         given('matrix_clip', films=(films, 'frames'), kinds=(kinds, 'thing')),
         given('windows', film=(o.real[0], 'frames'), L=(2, 'count')),
         given('align', film=(o.real[0], 'frames'), clips=(o.fake[:, :2], 'clips')),
+        given('recognise', known=(o.real, 'clips'), labels=([0, 1, 1], 'thing'), clips=(o.fake, 'clips'),
+              features=looks, ridge=(.05, 'number')),
         given('score_pair', real=(o.real[0], 'frames'), fake=o.fake[0])]
 
 
@@ -268,7 +348,8 @@ def data_clips(o, tmp):
     window = (Window(2), 'thing')
     return [given('to_float', u8=(o.real, 'frames')), given('to_uint8', x=(o.x, 'tensor')),
         given('load_set', name=('actors', 'choice'), root=(None, 'text?'), size=(32, 'count'), frames=(2, 'count'),
-              window=('first', 'choice'), stride=(1, 'count'), seed=(0, 'whole'), fit=('crop', 'choice')),
+              window=('first', 'choice'), stride=(1, 'count'), seed=(0, 'whole'), fit=('crop', 'choice'),
+              tile=(0, 'whole')),
         given('load_actors', size=(32, 'count'), window=window),
         given('load_chairs', size=(32, 'count'), window=window),
         given('load_swings', size=(32, 'count'), window=window, n=(1, 'count')),
@@ -282,18 +363,28 @@ def data_frames(o, tmp):
     clip = dict(name=('x', 'text'), window=(Window(4), 'thing'), size=(8, 'count'), fit=('crop', 'choice'))
     im = dict(im=(Image.new('RGB', (8, 8)), 'thing'), size=(8, 'count'), fit=('crop', 'choice'), ratio=(1., 'number'))
     return [given('square', **im), given('open_rgb', path=(strip, 'path')), given('is_film', path=(strip, 'path')),
-            given('read_tiles', path=(strip, 'path'), **clip, down=(False, 'flag'), aspect=(1., 'number')),
+            given('read_tiles', path=(strip, 'path'), **clip, down=(False, 'flag'), aspect=(1., 'number'), tile=(0, 'whole')),
+            given('follow', frames=(o.real[0], 'frames'), size=(8, 'count'), right=(False, 'flag')),
             given('read_images', files=([strip], 'items'), **{**clip, 'window': (Window(1), 'thing')}),
             given('read_film', path=(strip, 'path'), **{**clip, 'window': (Window(1), 'thing')}),
             given('series', files=([strip], 'items'))]
 
 
+def data_phases(o, tmp):
+    return [given('motion_features', frames=(o.real, 'clips')),
+        given('best_starts', x=(o.real.reshape(3, 4, -1) / 255, 'array'), L=(2, 'count')),
+        given('warp_path', cost=(np.eye(3, 5), 'array')),
+        given('aligned_frames', frames=(o.real, 'clips'), groups=([0, 0, 1], 'thing'), L=(2, 'count'), warp=(True, 'flag'),
+              rounds=(1, 'whole'))]
+
+
 def data_readers(o, tmp):
     (tmp/'a').mkdir()
     for i, f in enumerate(o.real[0]): Image.fromarray(f).save(tmp/f'a/{i}.png')
-    return [given('find', root=(tmp, 'path')), given('find_sources', reader=('folder', 'choice'), root=(tmp, 'path')),
+    return [given('find', root=(tmp, 'path')),
+            given('find_sources', reader=('folder', 'choice'), root=(tmp, 'path'), tile=(0, 'whole')),
             given('read_clips', reader=('folder', 'choice'), root=(tmp, 'path'), size=(8, 'count'),
-                  window=(Window(4), 'thing'), cache=False, fit=('crop', 'choice'), draw=(0, 'whole'))]
+                  window=(Window(4), 'thing'), cache=False, fit=('crop', 'choice'), draw=(0, 'whole'), tile=(0, 'whole'))]
 
 
 def data_synthetic(o, tmp):
@@ -316,10 +407,11 @@ def paper_plan(o, tmp):
                   seconds=(0., 'number'), changes=({}, 'thing'), only=((), 'items'))]
 
 
-MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_gan, models_vgan, models_tgan,
-    models_mocogan, models_videovae, evaluation_metrics, evaluation_samples, evaluation_report, training_sampler,
-    training_trainer, training_checkpoint, training_pack, bench_codec, paper_interpolation, paper_exchange,
-    data_clips, data_frames, data_readers, data_synthetic, config, core, paper_plan]
+MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_prior, bench_priors, models_encode,
+    models_gan, models_vgan, models_tgan, models_mocogan, models_videovae, evaluation_metrics, evaluation_perceptual,
+    evaluation_samples, evaluation_report, training_sampler, training_trainer, training_checkpoint, training_pack,
+    bench_codec, bench_encode, paper_interpolation, paper_exchange, data_clips, data_frames, data_phases,
+    data_readers, data_synthetic, config, core, paper_plan]
 
 
 def complaint(f, kw):

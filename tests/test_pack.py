@@ -19,14 +19,16 @@ from nvs_nb.evaluation.metrics import psnr
 from nvs_nb.models.build import build_model
 from nvs_nb.models.nvs import generate
 from nvs_nb.training.checkpoint import open_run, run_clips
-from nvs_nb.training.pack import PARTS, from_bytes, load_packed, pack, packed_size, quantised, rows_of, to_bytes, unpack
+from nvs_nb.training.pack import BLOCK, PARTS, from_bytes, large, load_packed, pack, packed_size, quantised, to_bytes, unpack
 
 SMALL = dict(size=32, width=16, threads=1, epochs=9)
 LATENT = dict(d_s=6, d_t=5, hidden=8, levels=3, frames=4)
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('nvs_nb.training.pack.LEAST', 64)  # small models have small tensors
 
 
 def refused(do, *args, told=''):
@@ -44,48 +46,51 @@ def test_eight_bits_lose_nothing_to_speak_of():
         dB[bits] = psnr(clips.frames, generate(quantised(run.model, bits), clips.static_id, clips.transient_id))
     lost = dB[32] - dB[8]
     assert lost.mean() < .05 and lost.max() < .1 and (dB[32] - dB[6]).mean() > 3 * lost.mean()
-    assert packed_size(run.model) < 1.02 * sum(p.numel() for p in run.model.parameters())
+    assert packed_size(run.model) < 1.2 * sum(p.numel() for p in run.model.parameters())
 
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('bits', [2, 8, 16, 32])
 def test_every_model_comes_back(name, bits):
-    "Every tensor within half a step of its row, and what is no matrix to the bit"
+    "Every tensor within half a step of its block, and what is small to the bit"
     c = make_config('chairs', 'released' if name == 'released' else 'fast', model=name, **SMALL,
                     **(LATENT if name in ('nvs', 'released') else dict(frames=8)))
     model = build_model(c, 2, 3)
     for x in model.state_dict().values():
         if x.is_floating_point(): x.copy_(torch.randn(x.shape))
-    there, rows = quantised(model, bits).state_dict(), rows_of(model)
+    there, names = quantised(model, bits).state_dict(), large(model)
+    assert len(names) > 3
     for k, x in model.state_dict().items():
         if not x.is_floating_point(): continue
-        if k not in rows or bits == 32: assert torch.equal(there[k], x), k
+        if k not in names or bits == 32: assert torch.equal(there[k], x), k
         elif bits == 16: torch.testing.assert_close(there[k], x, rtol=1e-3, atol=1e-6)
         else:
-            most = x.abs().amax([i for i in range(x.ndim) if i != rows[k]], keepdim=True)
-            assert ((there[k] - x).abs() <= most / (2**(bits - 1) - 1) / 2 * 1.001).all(), k
-    transposed = {k for k, m in model.named_modules() if isinstance(m, (nn.ConvTranspose2d, nn.ConvTranspose3d,
-                                                                        nn.ConvTranspose1d))}
-    assert {k.removesuffix('.weight') for k, axis in rows.items() if axis == 1} == transposed
+            pad = lambda y: torch.nn.functional.pad(y.flatten(), (0, -y.numel() % BLOCK)).view(-1, BLOCK)
+            most = pad(x).abs().amax(1, keepdim=True)
+            assert (pad(there[k] - x).abs() <= most / (2**(bits - 1) - 1) * .51).all(), k
 
+
+LINEAR = nn.Linear(64, 64)
 
 def test_numbers_of_another_model_are_refused():
-    model = nn.Linear(3, 4)
-    weights, rest = to_bytes(model)
-    for w, r in ((weights[:-1], rest), (weights + b'x', rest), (weights, rest[4:]), (b'', b'')):
-        refused(from_bytes, model, 8, w, r, told='as many')
-    refused(from_bytes, model, 8, weights, np.full(8, np.nan, '<f4').tobytes(), told='non-finite')
+    weights, scales, rest = to_bytes(LINEAR)
+    for parts in ((weights[:-1], scales, rest), (weights + b'x', scales, rest), (weights, scales, rest[4:]),
+                  (weights, scales[2:], rest), (b'', b'', b'')):
+        refused(from_bytes, LINEAR, 8, *parts, told='as many')
+    for bad in np.nan, np.inf:
+        refused(from_bytes, LINEAR, 8, weights, np.full(256, bad, '<f2').tobytes(), rest, told='non-finite')
+        refused(from_bytes, LINEAR, 8, weights, scales, np.full(64, bad, '<f4').tobytes(), told='non-finite')
 
 
 # ---- the file, and what can be done with it
 
-def test_numbers_too_large_are_refused_when_written_and_when_read():
-    model = nn.Linear(3, 4)
-    weights, rest = to_bytes(model)
-    huge = np.full(8, 3e38, '<f4').tobytes()  # each scale is finite, the products are not
-    refused(from_bytes, model, 8, weights, huge, told='non-finite')
+def test_numbers_too_large_are_refused():
+    model = nn.Linear(64, 64)
     with torch.no_grad(): model.weight[0] = 1e5  # more than a half can hold
     refused(to_bytes, model, 16, told='too large for 16 bits')
+    to_bytes(model, 8)  # with scales it is not too large
+    with torch.no_grad(): model.weight[0] = 1e8
+    refused(to_bytes, model, 8, told='too large for 8 bits')
     with torch.no_grad(): model.bias[0] = np.nan
     for bits in (8, 16, 32): refused(to_bytes, model, bits, told='too large')
 
@@ -122,7 +127,7 @@ def parts(tiny_run):
     with zipfile.ZipFile('good.nvs') as z: return {n: z.read(n) for n in z.namelist()}
 
 
-def rewrite(parts, names=PARTS, kinds=(0, 8, 8), path='bad.nvs'):
+def rewrite(parts, names=PARTS, kinds=(0, 8, 8, 8), path='bad.nvs'):
     with zipfile.ZipFile(path, 'w') as z:
         for name, kind in zip(names, kinds): z.writestr(zipfile.ZipInfo(name), parts[name], kind)
     return path
@@ -138,10 +143,10 @@ def test_what_is_no_packed_run(parts, tmp_path):
     evil = pickle.dumps(dict(a=1))
     refused(load_packed, rewrite(parts | {'data.pkl': evil}, ['data.pkl', *PARTS[1:]]), told='another kind')
     refused(load_packed, rewrite(parts | {'run.json': evil}), told='not a packed run')
-    refused(load_packed, rewrite(parts | {'../x': b''}, [*PARTS, '../x'], (0, 8, 8, 8)), told='another kind')
-    refused(load_packed, rewrite(parts, kinds=(8, 8, 8)), told='another kind')  # a text that is compressed
-    refused(load_packed, rewrite(parts, kinds=(0, 14, 8)), told='another kind')  # LZMA: as much memory as it says
-    refused(load_packed, rewrite(parts, PARTS[::-1], (8, 8, 0)), told='another kind')
+    refused(load_packed, rewrite(parts | {'../x': b''}, [*PARTS, '../x'], (0, 8, 8, 8, 8)), told='another kind')
+    refused(load_packed, rewrite(parts, kinds=(8, 8, 8, 8)), told='another kind')  # a text that is compressed
+    refused(load_packed, rewrite(parts, kinds=(0, 14, 8, 8)), told='another kind')  # LZMA: as much memory as it says
+    refused(load_packed, rewrite(parts, PARTS[::-1], (8, 8, 8, 0)), told='another kind')
     refused(unpack, 'bad.nvs', 'run', told='another kind')
     assert not Path('run').exists()
 
@@ -182,7 +187,7 @@ def test_every_field_is_checked(parts, field):
 
 
 def test_numbers_that_do_not_fit(parts):
-    for name in ('weights', 'rest'):
+    for name in ('weights', 'scales', 'rest'):
         for other in (b'', parts[name][:-4], parts[name] + bytes(4)):
             refused(load_packed, rewrite(parts | {name: other}), told='the configuration')
     refused(load_packed, rewrite(parts | {'rest': b'\xff' * len(parts['rest'])}), told='non-finite')

@@ -169,12 +169,12 @@ def test_races_go_on_where_they_stopped(tmp_path, capsys, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {'x.json', 'kept'}  # no lock is left
 
 def test_a_race_of_controls_alone_ends():
-    both = ['GLO', 'HNeRV-like']
+    both = ['glo', 'HNeRV-like']
     rows, asked = {}, None
     while asked != {*rows}:
         asked = {*rows}
         rows |= {e.key: dict(psnr_mean=1.) for part in presets.schedule(rows, 'chairs', ['actors'], both) for e in part}
-    assert {'chairs, 600 s, seed 0: GLO', 'chairs, 600 s, seed 0: HNeRV-like'} <= asked
+    assert {'chairs, 600 s, seed 0: glo', 'chairs, 600 s, seed 0: HNeRV-like'} <= asked
     assert not any('1200' in k for k in asked)
 
 def test_a_race_that_fails_is_a_result(monkeypatch):

@@ -20,7 +20,7 @@ from ..training.checkpoint import Opened, open_run, run_clips
 from ..training.pack import dequantise, packed_size, quantise, quantised
 from ..evaluation.metrics import clips_of, mean_frame, psnr, psnr_moving
 
-# %% ../../nbs/4_beyond/16_bytes.ipynb #beca87ec
+# %% ../../nbs/4_beyond/16_bytes.ipynb #19c10a9a
 def pca(clips, ks, bits=8):  # yields (k, bytes, uint8 like clips)
     """The frames of clips (N, L, H, W, 3) as their mean and `k` principal components of all frames, for each of `ks`:
     components and coefficients with `bits` bits and a scale for each component, compressed."""
@@ -32,12 +32,12 @@ def pca(clips, ks, bits=8):  # yields (k, bytes, uint8 like clips)
     values, vectors = torch.linalg.eigh(x @ x.T if len(x) <= x.shape[1] else x.T @ x)
     basis = vectors.flip(1)[:, :max(ks)]
     if len(x) <= x.shape[1]: basis = torch.linalg.qr(x.T @ basis)[0]  # (pixels, K)
-    coded = [quantise(y, bits, 1) for y in (basis, x @ basis)]
+    coded = [quantise(y.T.contiguous(), bits, len(y)) for y in (basis, x @ basis)]  # a scale for each component
     for k in ks:
-        (b, bs), (c, cs) = [(q[:, :k], s[:, :k]) for q, s in coded]
-        size = sum(len(zlib.compress(a.T.contiguous().numpy().tobytes(), 9)) for a in (b, c, mean.byte()[None]))
-        y = dequantise(c, cs) @ dequantise(b, bs).T + mean
-        yield k, size + 8 * k, y.round().clamp(0, 255).byte().numpy().reshape(clips.shape)
+        size = sum(len(zlib.compress(a.numpy().tobytes(), 9)) for a in (*(q[:k] for q, _ in coded), mean.byte()))
+        b, c = (dequantise(q[:k], s[:k], q.shape[1]) for q, s in coded)
+        y = c.T @ b + mean
+        yield k, size + 4 * k, y.round().clamp(0, 255).byte().numpy().reshape(clips.shape)
 
 # %% ../../nbs/4_beyond/16_bytes.ipynb #0b341ff9
 VIDEO = dict(  # name -> encoder, decoder, its options, values of crf: slow and tuned for PSNR, one thread

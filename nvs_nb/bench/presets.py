@@ -6,7 +6,7 @@
 __all__ = ['START', 'SMALL', 'VARIANTS', 'CONTROLS', 'Racer', 'regenerate', 'frames_of', 'Curve', 'WithSSIM', 'Levels',
            'with_decoder', 'HNeRV', 'EMA', 'Variant', 'race', 'Entry', 'better', 'schedule', 'run_races', 'main']
 
-# %% ../../nbs/2_scores/09_presets.ipynb #da8b184d
+# %% ../../nbs/2_scores/09_presets.ipynb #be001b24
 import argparse, re, time
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..config import GLO, Config, make_config
+from ..config import DATASETS, GLO, SIMILAR, Config, make_config
 from ..core import Busy, NvsError, finite, hold, instance, one_line, read_json, write_json
 from ..data.clips import Clips, load_set, to_float, to_uint8
 from ..evaluation.metrics import mean_frame, pca_frames, psnr, psnr_moving, ssim
@@ -51,11 +51,11 @@ class Curve(Callback):
         self.due = 1.6 * t.seconds
         self.points.append([round(t.seconds, 2), t.step, round(float(psnr(frames_of(t), regenerate(t)).mean()), 3)])
 
-# %% ../../nbs/2_scores/09_presets.ipynb #294c6d93
+# %% ../../nbs/2_scores/09_presets.ipynb #8d6982c6
 START = dict(  # where the race began: the preset `fast` of the first version, and Muon for the kernels
     static_ids='clip', transient_ids='clip', width=256, hidden=500, batch=32, frames_per_clip=4, loss='laplacian',
     lr_g=3e-3, lr_k=6e-3, lr_r=2e-3, lr_z=2e-2, decay='constant_then_cosine', act='leaky', g_opt='muon',
-    g_init='dcgan', init='gauss')
+    g_init='dcgan', init='gauss', skip=False)
 
 # %% ../../nbs/2_scores/09_presets.ipynb #9fe027f9
 class WithSSIM(NVS):
@@ -153,7 +153,7 @@ class EMA(Callback):
         for k, v in now.items(): self.mean[k].lerp_(v, weight)
     def end(self, t): t.model.load_state_dict(self.mean, strict=False)
 
-# %% ../../nbs/2_scores/09_presets.ipynb #03d2cd43
+# %% ../../nbs/2_scores/09_presets.ipynb #a7e60d13
 class Variant(NamedTuple):
     "What races: settings on top of `START`, a model, something that happens while it trains."
     changes: dict = {}
@@ -185,7 +185,10 @@ VARIANTS = {
         'small, Muon, rate 12e-3': dict(lr_k=12e-3), 'small, width 64': dict(width=64),
         'small, codes: rate / 9': dict(lr_z=2e-3),
         'small, no triplet, no static': dict(lambda_s=0., lambda_t=0.)}.items()},
-    'small, codes from PCA': Variant(SMALL | dict(init='pca')),
+    **{name: Variant(SMALL | dict(init='pca') | changes) for name, changes in {
+        'small, codes from PCA': {}, 'small, PCA, codes of 56 + 200': dict(d_s=56, d_t=200),
+        'small, PCA, R with a skip': dict(skip=True), 'fast': dict(d_s=56, d_t=200, skip=True),
+        'fast, no triplet, no static': dict(d_s=56, d_t=200, skip=True, lambda_s=0., lambda_t=0.), 'glo': GLO}.items()},
     'GLO': Variant(GLO), 'small, GLO': Variant(SMALL | GLO),
     'HNeRV-like': Variant(dict(batch=2), HNeRV), 'HNeRV-like, 32 frames': Variant(dict(batch=8), HNeRV)}
 
@@ -211,7 +214,7 @@ def race(
         precision=t.c.precision, curve=curve.points,
         parameters=t.model.stored(t.clips) if variant.model is HNeRV else sum(x.numel() for x in t.model.parameters()))
 
-# %% ../../nbs/2_scores/09_presets.ipynb #3a167665
+# %% ../../nbs/2_scores/09_presets.ipynb #7dc4237b
 class Entry(NamedTuple):
     "One race."
     variant: str
@@ -228,7 +231,7 @@ def better(rows, entries, count):
     gain = {v: sum(t[v] - np.mean([*t.values()]) for t in table.values()) for v in names}
     return sorted(gain, key=gain.get, reverse=True)[:count]
 
-CONTROLS = 'Adam', 'GLO', 'HNeRV-like', 'small, no triplet, no static'  # to compare with, run to the end
+CONTROLS = 'Adam', 'HNeRV-like', 'glo', 'fast, no triplet, no static'  # to compare with, run to the end
 
 def schedule(rows, chairs, others, names=tuple(VARIANTS)):
     """Successive halving: lists of `Entry` one after the other, as far as `rows` (key -> result) says who goes on. All
@@ -246,7 +249,7 @@ def schedule(rows, chairs, others, names=tuple(VARIANTS)):
     yield [Entry(v, chairs, 300, seed) for v in best for seed in (1, 2)]
     yield [Entry(v, d, 1200) for d in (*others, chairs) for v in best]
 
-# %% ../../nbs/2_scores/09_presets.ipynb #8e952518
+# %% ../../nbs/2_scores/09_presets.ipynb #19be2884
 def run_races(path, roots, names=tuple(VARIANTS), command='', keep='', changes={}, report=print):
     """Run what `schedule` asks for and the JSON file does not hold yet. Several processes may share one file: each
     takes what nobody else is at."""
@@ -260,7 +263,8 @@ def run_races(path, roots, names=tuple(VARIANTS), command='', keep='', changes={
     def go(e):
         variant = VARIANTS[e.variant]
         fixed = dict(threads=1, seed=e.seed, seconds=e.seconds, draw=0, window='first', read_frames=0)
-        c = make_config(e.dataset, 'fast', **{**START, **variant.changes, **fixed, **changes})
+        own = DATASETS.get(SIMILAR.get(e.dataset, e.dataset), {})
+        c = make_config(e.dataset, 'fast', **{**own, **START, **variant.changes, **fixed, **changes})
         if e.dataset not in sets: sets[e.dataset] = load_set(e.dataset, roots[e.dataset] or None, c.data.size)
         clips = sets[e.dataset]
         run = Path(keep)/re.sub('[^0-9A-Za-z]+', '-', e.key) if keep and variant.model is NVS else None

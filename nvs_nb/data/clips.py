@@ -18,7 +18,8 @@ import torch
 from tqdm.auto import tqdm
 from ..config import Config
 from ..core import BIG, PATH, NvsError, array_of, indices, instance, shaped, shown, whole
-from .frames import Window, natural, read_tiles
+from .frames import FITS, Window, natural, read_tiles
+from .phases import aligned_frames
 from .readers import digest, plain, read_clips
 from .synthetic import ACTIONS, IDENTITIES, actor, golfer
 
@@ -167,24 +168,26 @@ def load_set(
     stride=1,        # 2 keeps every other frame
     seed=0,          # of the random windows, and of the clips drawn
     cache=None,      # folder of decoded clips (None: $NVS_CACHE, else ~/.cache/nvs_nb); False: no cache
-    fit='crop',      # of frames that are not square: the centre, or the 'whole' squeezed
+    fit='crop',      # of frames that are not square: the centre, the 'whole' squeezed, or a 'person' (see `follow`)
     draw=0,          # clips drawn at random, of datasets that are read; 0, or more than there are: all
     only=None,       # names of clips of a dataset that is read: the others are passed over, as if they were not there
+    tile=0,          # width of a frame in strips, height in stacks, in pixels; 0: guessed
 ):  # Clips
     "A dataset by name. `NvsError` names the option, the folder or the file that is wrong."
     instance(str, name=name), instance((*PATH, None), root=root), instance((*PATH, bool, None), cache=cache)
-    for option, value in dict(size=size, frames=frames, stride=stride, seed=seed, draw=draw).items():
-        least = dict(size=32, seed=0, draw=0).get(option, 1)
+    for option, value in dict(size=size, frames=frames, stride=stride, seed=seed, draw=draw, tile=tile).items():
+        least = dict(size=32, seed=0, draw=0, tile=0).get(option, 1)
         if type(value) is not int or not least <= value <= BIG:
             raise NvsError(f'{option} {shown(value)}: a whole number of at least {least} is needed')
     if size & size-1: raise NvsError(f'size {size}: a power of two is needed (32, 64, 128, ...)')
     if window not in ('first', 'random'): raise NvsError(f'window {window!r}: choose first or random')
-    if fit not in ('crop', 'whole'): raise NvsError(f'fit {fit!r}: choose crop or whole')
+    if fit not in FITS: raise NvsError(f'fit {fit!r}: choose {", ".join(FITS)}')
     if name not in SETS: raise NvsError(f'dataset {name!r}: unknown; choose one of {", ".join(SETS)}')
     win, skipped, digests = Window(frames, window, stride, seed), [], None
     if name == 'chairs' and root: name = 'chair-cad'
     if name in ('chairs', 'actors', 'swings'):
         if root: raise NvsError(f'root {root}: the {name} are drawn, not read')
+        if tile: raise NvsError(f'tile {tile}: the {name} are drawn, not cut from strips')
         if draw and name != 'swings': raise NvsError(f'draw {draw}: the {name} are all there; leave some out instead')
         if name != 'chairs' and (window, stride) != ('first', 1):
             raise NvsError(f'window, stride: the {name} are drawn, always from the first frame to the last')
@@ -192,7 +195,7 @@ def load_set(
         u8, names, statics, transients = load(size, win)
         s_names, t_names = list(dict.fromkeys(statics)), list(dict.fromkeys(transients))
     else:
-        u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw, only)
+        u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw, only, tile)
         names, statics, transients, skipped = (meta[k] for k in ('names', 'statics', 'transients', 'skipped'))
         digests = u8, meta['digests']
         s_names, t_names = sorted(set(statics), key=natural), sorted(set(transients), key=natural)
@@ -250,7 +253,11 @@ def load_clips(
     "The clips that a configuration asks for, under its id maps. Errors are those of `load_set`."
     instance(Config, config=config)
     d, m = config.data, config.model
-    window = 'first' if d.window == 'crop' else d.window  # crops are drawn in each step, from all that is read
+    window = d.window if d.window == 'random' else 'first'  # crops are drawn in each step, from all that is read
     clips = load_set(d.dataset, root or None, d.size, d.read_frames or d.frames, window, d.stride, d.draw_seed,
-                     fit=d.fit, draw=d.draw, only=only)
-    return (choose(clips, d.keep, d.leave_out) if only is None else clips).with_ids(m.static_ids, m.transient_ids)
+                     fit=d.fit, draw=d.draw, only=only, tile=d.tile)
+    if only is None: clips = choose(clips, d.keep, d.leave_out)
+    clips = clips.with_ids(m.static_ids, m.transient_ids)
+    if d.window not in ('aligned', 'warped'): return clips
+    at = aligned_frames(clips.frames, clips.transient_id, d.frames, d.window == 'warped')
+    return replace(clips, frames=clips.frames[np.arange(len(clips))[:, None], at])

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['DECODER', 'FORMATS', 'CONTAINERS', 'PICTURE', 'ANIMATION', 'VIDEO', 'NEITHER', 'FITS', 'ONE', 'SIGNED', 'NUMBER',
            'PRIMARIES', 'PQ', 'HLG', 'ALPHA', 'TooShort', 'decoding', 'opened', 'open_picture', 'check_pixels',
-           'is_film', 'load', 'to_rgb', 'open_rgb', 'square', 'shrink', 'Window', 'read_tiles', 'asked', 'natural',
-           'numbered', 'series', 'read_images', 'color_table', 'show', 'pages', 'movie', 'Film', 'read_film']
+           'is_film', 'load', 'to_rgb', 'open_rgb', 'square', 'follow', 'shrink', 'Window', 'read_tiles', 'tile_step',
+           'asked', 'natural', 'numbered', 'series', 'read_images', 'color_table', 'show', 'pages', 'movie', 'Film',
+           'read_film']
 
-# %% ../../nbs/library/frames.ipynb #504682c1
+# %% ../../nbs/library/frames.ipynb #8e2b11fe
 import io, logging, os, re, stat, warnings, zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from statistics import median_low
 import av, PIL
 import numpy as np
 from PIL import Image, ImageCms, ImageFilter, ImageOps
-from ..core import PATH, NvsError, finite, instance, one_of, out_of_memory, whole
+from ..core import PATH, NvsError, finite, instance, one_of, out_of_memory, shaped, whole
 
 # %% ../../nbs/library/frames.ipynb #237203d0
 DECODER = f'av {av.__version__}, Pillow {PIL.__version__}'  # another version may decode other pixels
@@ -123,15 +124,15 @@ def open_rgb(path):
         check_pixels(*im.size, PICTURE)
         return to_rgb(im)
 
-# %% ../../nbs/library/frames.ipynb #3da2d942
+# %% ../../nbs/library/frames.ipynb #cc61634f
 def square(
     im,    # RGB image
     size,  # height and width to come, in pixels
-    fit='crop',  # of a picture that is not square: its centre, or the 'whole' squeezed
+    fit='crop',  # of a picture that is not square: its centre, or else the 'whole' squeezed
     ratio=1,     # width of a pixel : its height
 ):  # uint8 (size, size, 3)
     "Centre crop, then resize so that brightness is kept wherever a thing moves."
-    instance(Image.Image, im=im), whole(1, size=size), one_of(FITS, fit=fit), finite(1e-3, 1e3, ratio=ratio)
+    instance(Image.Image, im=im), whole(1, size=size), one_of(FITS[:2], fit=fit), finite(1e-3, 1e3, ratio=ratio)
     side = min(im.width*ratio, im.height)
     wide, high = (side/ratio, side) if fit == 'crop' else im.size
     x, y = (im.width-wide)/2, (im.height-high)/2
@@ -141,20 +142,54 @@ def square(
     how = how.BOX if exact else how.BILINEAR if min(wide, high) >= size else how.BICUBIC
     return np.asarray(im.resize((size, size), how, (x, y, x+wide, y+high)))
 
-FITS = 'crop', 'whole'
+FITS = 'crop', 'whole', 'person', 'person-right'  # the last two: see `follow`
+
+def follow(
+    frames,  # uint8 (L, H, W, 3), of a camera that stands still
+    size,    # height and width to come, in pixels
+    right=False,  # mirror a clip in which what moves travels to the left
+):  # uint8 (L, size, size, 3)
+    """Squares of one width along the smoothed track of what moves: the pixels far from the median of all frames. At
+    least two thirds of the shorter side are shown, so that a whole person is there where only the arms move."""
+    from scipy.ndimage import gaussian_filter
+    from scipy.signal import savgol_filter
+    shaped('uint8 (L, H, W, 3)', frames=frames), whole(1, size=size), instance(bool, right=right)
+    L, H, W, _ = frames.shape
+    still, short = np.median(frames[::max(1, L//100)], 0).astype(np.float32), min(H, W)
+    change = np.stack([gaussian_filter(np.abs(f - still).max(-1), 1) for f in frames])
+    moves = change > max(12, .4*np.quantile(change[::max(1, L//100)], .99))
+    n, track, side = moves.sum((1, 2)), [np.full(L, W/2), np.full(L, H/2)], short
+    if n.any():
+        clear, span = np.flatnonzero(n > .2*np.quantile(n, .9)), min(L - (L+1)%2, 31)  # frames with all of it; frames
+        for i, length in enumerate((W, H)):
+            centre = (moves.sum(i+1)*(np.arange(length)+.5)).sum(1)/n.clip(1)
+            track[i] = savgol_filter(np.interp(np.arange(L), clear, centre[clear]), span, min(1, span-1))
+        l, y, x = np.nonzero(moves)
+        reach = max(np.quantile(np.abs(at+.5-centre[l]), .98) for at, centre in zip((x, y), track))
+        side = min(max(2.3*reach, short*2/3), short)
+    if right and track[0][-1] < track[0][0] - side/4: frames, track[0] = frames[:, :, ::-1], W - track[0]
+    pad, half, how = int(side/2) + 1, side/2, Image.Resampling.BILINEAR if side >= size else Image.Resampling.BICUBIC
+    wide = (np.pad(f, ((pad, pad), (pad, pad), (0, 0)), mode='edge') for f in frames)
+    boxes = ((x-half+pad, y-half+pad, x+half+pad, y+half+pad) for x, y in zip(*track))
+    return np.stack([np.asarray(Image.fromarray(f).resize((size, size), how, box)) for f, box in zip(wide, boxes)])
 
 def shrink(
     shots,  # (RGB image, width of its pixels : height), one at a time
     size, fit, path,
 ):  # uint8 (L, size, size, 3)
     "Small squares of all images. `NvsError` if they have pixels of 16 bits that use fewer."
-    small, top = [], 0
+    small, top, first = [], 0, None
     for im, ratio in shots:
-        small.append(square(im, size, fit, ratio))
+        if fit in FITS[:2]: small.append(square(im, size, fit, ratio))
+        else:  # what moves is known at the end only
+            scale = min(1, 4*size/min(im.width*ratio, im.height))
+            first = first or (max(1, round(im.width*ratio*scale)), max(1, round(im.height*scale)))
+            small.append(np.asarray(im.resize(first, Image.Resampling.BILINEAR)))
         top = max(top, im.info.get('top', 255))
         del im  # large, and the next one comes
     if small and top <= 64:
         raise NvsError(f'{path}: deep pixels that are all nearly black, of no known range; save them with 8 bits')
+    if small and first: small = follow(np.stack(small), size, fit == FITS[3])
     return np.array(small, np.uint8).reshape(-1, size, size, 3)
 
 # %% ../../nbs/library/frames.ipynb #ef2a0e3e
@@ -180,7 +215,7 @@ class Window:
         start = int(rng.integers(n-self.span+1)) if self.mode == 'random' else 0
         return range(start, start+self.span, self.stride)
 
-# %% ../../nbs/library/frames.ipynb #c0a65118
+# %% ../../nbs/library/frames.ipynb #1e3f6e0c
 def read_tiles(
     path,      # an image that holds many frames
     name,      # of the clip
@@ -188,20 +223,27 @@ def read_tiles(
     size,      # height and width to come, in pixels
     fit='crop',  # see `square`
     down=False,  # True: one below the other; False: side by side
-    aspect=1,  # of a frame, width : height
+    aspect=1,  # of a frame, width : height, if the strip holds a whole number of such frames; else squares are tried
+    tile=0,    # its width in a strip, its height in a stack, in pixels; 0: from the aspect
 ):  # uint8 (L, size, size, 3)
     "The frames in a strip or a stack. `NvsError` if its length is not a whole number of frames."
-    asked(name, window, size, fit), instance(bool, down=down), finite(1e-3, 1e3, aspect=aspect)
+    asked(name, window, size, fit), instance(bool, down=down), finite(1e-3, 1e3, aspect=aspect), whole(tile=tile)
     im = open_rgb(path)
     side, length = im.size if down else im.size[::-1]
-    step = side/aspect if down else side*aspect
+    step = tile_step(side, length, down, aspect, tile)
     if length % step or step % 1:
         what = 'height' if down else 'width'
-        raise NvsError(f'{path}: {what} {length} is not a whole number of frames of {step:g} pixels')
+        raise NvsError(f'{path}: {what} {length} is not a whole number of frames of {step:g} pixels; '
+                       f'if its frames have another {what}, give it as tile')
     step = int(step)
     boxes = ((0, i, side, i+step) if down else (i, 0, i+step, side) for i in range(0, length, step))
     picks = window.pick(length//step, name)
     return shrink(((im.crop(box), 1) for box in islice(boxes, picks.start, picks.stop, picks.step)), size, fit, path)
+
+def tile_step(side, length, down=False, aspect=1, tile=0):
+    "From one frame of a strip or stack to the next, in pixels."
+    step = tile or (side/aspect if down else side*aspect)
+    return side if not tile and length % step and length % side == 0 else step
 
 def asked(name, window, size, fit):
     "What all that reads clips is asked for."

@@ -9,7 +9,7 @@ __all__ = ['IMAGES', 'VIDEOS', 'SYSTEM', 'NOWHERE', 'READERS', 'CACHE_VERSION', 
            'cache_entries', 'trim', 'clear_cache', 'stamp', 'contents', 'hash_file', 'small_json', 'npy_header',
            'read_cache', 'seal', 'write_meta', 'write_cache', 'measure', 'drawn', 'read_clips']
 
-# %% ../../nbs/library/readers.ipynb #90881e4b
+# %% ../../nbs/library/readers.ipynb #74015367
 import contextlib, hashlib, io, json, math, os, re, tempfile, unicodedata, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 from ..core import (MARK, PATH, NvsError, atomic_write, expand, instance, made_in, one_of, printable, read_json,
                          whole, write_json)
 from .frames import (DECODER, FITS, Film, TooShort, Window, decoding, is_film, natural, open_picture,
-                                open_rgb, opened, read_film, read_images, read_tiles, series, show, shrink)
+                                open_rgb, opened, read_film, read_images, read_tiles, series, show, shrink,
+                                tile_step)
 
-# %% ../../nbs/library/readers.ipynb #2939a9db
+# %% ../../nbs/library/readers.ipynb #6563c616
 @dataclass(frozen=True)
 class Source:
     "A clip that is not decoded yet."
@@ -111,7 +112,7 @@ def tile_aspect(strips):
     good = [t for t, x in fits.items() if x <= 1.02*min(fits.values()) + .05 and (t in usual or x < clear)]
     return (good or usual)[0]/h
 
-def weizmann(root, files):
+def weizmann(root, files, tile=0):
     "<action>/<person>[_<action>][1|2].jpg: strips, or videos. A static code per person, a path per action."
     films = [f for f in files if f.suffix.lower() in IMAGES + VIDEOS]
     actions = {f.parent.name for f in films if f.parent != root}
@@ -128,8 +129,9 @@ def weizmann(root, files):
             why_not = '' if first is f else f'{person} does {action} in {first.name} already'
         if f.suffix.lower() in VIDEOS: read = partial(read_film, f)
         else:
-            aspect = aspect or tile_aspect([f for f in films if f.suffix.lower() in IMAGES and f.parent != root])
-            read = partial(read_tiles, f, down=False, aspect=aspect)
+            if not (aspect or tile):
+                aspect = tile_aspect([f for f in films if f.suffix.lower() in IMAGES and f.parent != root])
+            read = partial(read_tiles, f, down=False, **(dict(tile=tile) if tile else dict(aspect=aspect)))
         sources.append(Source(plain(name), (f,), read, plain(person), plain(action), why_not))
     return sources
 
@@ -150,10 +152,11 @@ def chair_cad(root, files):
         sources.append(Source(plain(chair.name), files, read, 'shared', plain(chair.name), why_not))
     return sources
 
-def golf(root, files):
+def golf(root, files, tile=0):
     "*.jpg in any nesting of folders: square frames stacked from top to bottom. One shared static code."
     names = {f: label(f, root) for f in files if f.suffix.lower() in IMAGES}
-    return [Source(name, (f,), partial(read_tiles, f, down=True), 'shared', name) for f, name in names.items()]
+    how = dict(down=True, **(dict(tile=tile) if tile else {}))
+    return [Source(name, (f,), partial(read_tiles, f, **how), 'shared', name) for f, name in names.items()]
 
 def read_series(files, **kw):
     "A folder of frames, as `read_images`. `NvsError` if they are not one series."
@@ -194,14 +197,16 @@ def told_apart(sources, root):
 def find_sources(
     reader,  # a key of READERS
     root,    # the folder of the dataset
+    tile=0,  # width of a frame in strips, height in stacks, in pixels; 0: guessed
 ):  # list of Source, and lines about what else is there
     "All clips below `root`, each with a name of its own. `NvsError` if it is no folder, or holds no clip."
-    one_of(READERS, reader=reader), instance(PATH, root=root)
+    one_of(READERS, reader=reader), instance(PATH, root=root), whole(tile=tile)
+    if tile and reader not in ('weizmann', 'golf'): raise NvsError(f'tile={tile}: for the strips of weizmann and golf')
     root = Path(root)
     if not os.path.lexists(root): raise NvsError(f'{root}: no such folder')
     if not os.path.isdir(root): raise NvsError(f'{root}: not a folder; the root of the {reader} clips is expected')
     files, trouble = find(root)
-    sources = told_apart(READERS[reader](root, files), root)
+    sources = told_apart(READERS[reader](root, files, **(dict(tile=tile) if tile else {})), root)
     used = {f for s in sources for f in s.files}
     others = [f'{k}: not read' for k in kinds(f for f in files if f not in used)]
     if not sources:
@@ -209,7 +214,7 @@ def find_sources(
         raise NvsError(f'{root}: no clips in it{there}; expected {READERS[reader].__doc__.split(". ")[0]}')
     return sources, trouble + others*(reader == 'folder')
 
-# %% ../../nbs/library/readers.ipynb #4490e207
+# %% ../../nbs/library/readers.ipynb #353094f9
 def room(
     shape,        # of an array of bytes
     folder=None,  # where there is space for large ones
@@ -412,7 +417,7 @@ def measure(source):  # (frames, (width, height))
     if source.read.func is read_tiles:
         im = open_rgb(path)
         side, length = im.size if how['down'] else im.size[::-1]
-        step = round(side*how.get('aspect', 1))
+        step = round(tile_step(side, length, **{k: v for k, v in how.items() if k in ('down', 'aspect', 'tile')}))
         n, size = length//step or 1, (side, step) if how['down'] else (step, side)
     else: n, size = len(source.files), open_rgb(path).size
     source.read(name=source.name, window=Window(n), size=1)  # complains as it does in a training
@@ -433,13 +438,14 @@ def read_clips(
     fit='crop',  # see `square`
     draw=0,      # clips drawn at random, with the seed of the window; 0: all
     only=None,   # names; all other clips are passed over in silence
+    tile=0,      # see `find_sources`
 ):  # uint8 (N, L, size, size, 3), dict of names, statics, transients, skipped, digests
     """All clips below `root`, from the cache or decoded. Those that cannot be used are left out and told in `skipped`;
     `NvsError` if none is left."""
     instance(PATH, root=root), instance(Window, window=window), whole(1, size=size), whole(draw=draw)
     instance((*PATH, bool, None), cache=cache), one_of(FITS, fit=fit), instance((list, tuple, None), only=only)
     root, limit = expand(root), cache_limit()
-    sources, trouble = find_sources(reader, root)
+    sources, trouble = find_sources(reader, root, tile)
     if only is not None:
         sources, trouble = [s for s in sources if s.name in {*only} and not s.why_not], []
         if not sources: raise NvsError(f'{root}: none of these clips is there: {", ".join(only[:3])}, ...')

@@ -53,8 +53,8 @@ class LatentDictionary(nn.Module):
                              for c in frames])  # (N, L, 768)
         still = mean_by(small.mean(1), s, len(self.static))
         paths = mean_by(small - still[s][:, None], t, len(self.paths))
-        for codes, x, d in (self.z_s, still, self.static.shape[1]), (self.z_t, paths.flatten(0, 1), self.paths.shape[2]):
-            codes.weight.copy_(principal(x, d).view(codes.weight.shape))
+        self.z_s.weight.copy_(principal(still, self.static.shape[1]))
+        self.z_t.weight.copy_(principal(paths.flatten(0, 1), self.paths.shape[2]).view_as(self.z_t.weight))
 
     @torch.no_grad()
     def project_(self,

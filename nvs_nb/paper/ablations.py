@@ -27,7 +27,8 @@ from .plan import ARCHIVE, Done, Plan, open_job, run_jobs
 LOSSES = {'no-triplet-no-static': dict(lambda_t=0., lambda_s=0.), 'no-triplet': dict(lambda_t=0.),
           'no-static': dict(lambda_s=0.), 'full': {}}  # Table 4b
 SWITCHES = {  # Figure 4, left; then what the paper leaves open, or the released code does otherwise
-    'no-codes': dict(lr_z=0., init='gauss'), 'per-frame': dict(recurrent=False), 'shared-static': dict(static_ids='shared'),
+    'no-codes': dict(lr_z=0., init='gauss'), 'per-frame': dict(recurrent=False),
+    'shared-static': dict(static_ids='shared'),
     'no-ball': dict(code_norm='none'), 'alternating': dict(schedule='alternating'),
     'l1': dict(loss='l1'), 'laplacian': dict(loss='laplacian'), 'one-level': dict(loss='laplacian', levels=1)}
 VARIANTS = {**LOSSES, **SWITCHES}

@@ -129,7 +129,8 @@ class Trainer:
     def build(self, c, clips):
         "Model, optimisers, sampler; nothing trained yet. `NvsError` if they do not fit together."
         d, n, world = c.data, len(clips), runtime.world()
-        have, want = (clips.size, clips.L), (d.size, d.read_frames or d.frames)
+        found = d.window in ('aligned', 'warped')  # then only the frames that were found are in the clips
+        have, want = (clips.size, clips.L), (d.size, d.frames if found else d.read_frames or d.frames)
         if have != want:
             raise NvsError('config asks for {} px and {} frames, the clips have {} px and {}'.format(*want, *have))
         least = n // math.ceil(n / c.optim.batch)  # clips of the smallest batch of an epoch
