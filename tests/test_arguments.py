@@ -264,6 +264,11 @@ def bench_priors(o, tmp):
     return [given('held_out', names=o.about['names'], held=(3, 'whole'), seed=(0, 'whole'))]
 
 
+def bench_large(o, tmp):
+    return [given('halved', frames=(o.real, 'clips'), size=(8, 'count')),
+        given('judged', real=(o.real, 'alike'), fake=o.fake, parameters=(10**6, 'count'))]
+
+
 def models_encode(o, tmp):
     ids, some = dict(static_id=([0, 1], 'ids'), transient_id=([0, 1], 'ids')), (o.clips.frames[:2], 'clips')
     model, codes = dict(model=(o.model, 'thing')), (learnt_codes(o.model, [2, 3], [2, 3]), 'thing')
@@ -407,8 +412,8 @@ def paper_plan(o, tmp):
                   seconds=(0., 'number'), changes=({}, 'thing'), only=((), 'items'))]
 
 
-MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_prior, bench_priors, models_encode,
-    models_gan, models_vgan, models_tgan, models_mocogan, models_videovae, evaluation_metrics, evaluation_perceptual,
+MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_prior, bench_priors, bench_large,
+    models_encode, models_gan, models_vgan, models_tgan, models_mocogan, models_videovae, evaluation_metrics, evaluation_perceptual,
     evaluation_samples, evaluation_report, training_sampler, training_trainer, training_checkpoint, training_pack,
     bench_codec, bench_encode, paper_interpolation, paper_exchange, data_clips, data_frames, data_phases,
     data_readers, data_synthetic, config, core, paper_plan]
