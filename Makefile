@@ -13,7 +13,7 @@ help:
 	@echo 'make test                  run every notebook and test, but for slow tests'
 	@echo 'make test-all              run everything, and print which share of the library it reaches'
 	@echo 'make lab                   open the notebooks in JupyterLab'
-	@echo 'make prepare               after editing notebooks: export the library, clean, write README.md'
+	@echo 'make prepare               after editing notebooks: link chapters, export the library, clean, write README.md'
 	@echo 'make outputs NB=nbs/library/viz.ipynb   run a notebook and store its outputs in the file'
 
 demo: .venv/.lib
@@ -36,6 +36,7 @@ lab: .venv/.dev
 	$(BIN)/jupyter lab nbs
 
 prepare: .venv/.dev
+	$(BIN)/python .ci/chapter_links.py
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/readme.py

@@ -57,6 +57,12 @@ def no_network(patch=setattr):
     patch(socket.socket, 'connect', only_here), patch(socket, 'getaddrinfo', names_here)
 
 
+def pytest_terminal_summary(terminalreporter):
+    "Print what tests measured against a budget: `record_property('budget', line)`."
+    found = [v for r in terminalreporter.getreports('passed') for k, v in r.user_properties if k == 'budget']
+    for line in found: terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def offline():
     with pytest.MonkeyPatch.context() as m:

@@ -2,6 +2,7 @@
 import importlib
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from nvs_nb.models.build import build_model
 from nvs_nb.models.encode import learnt_codes
 from nvs_nb.models.nvs import NVS
 from nvs_nb.models.prior import clip_codes
+from nvs_nb.paper.baselines import stored
 from nvs_nb.paper.exchange import cell_kinds, complete, looks
 from nvs_nb.paper.interpolation import weights
 from nvs_nb.training.checkpoint import describe_clips, open_run, save_checkpoint
@@ -412,11 +414,18 @@ def paper_plan(o, tmp):
                   seconds=(0., 'number'), changes=({}, 'thing'), only=((), 'items'))]
 
 
+def paper_baselines(o, tmp):
+    folder = Path(__file__).parent.parent/'data/results/rivals'
+    return [given('stored', folder=(folder, 'path')),
+            given('stored_table', s=(stored(folder)['chairs'], 'thing'), label=('VGAN', 'choice'))]
+
+
 MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_prior, bench_priors, bench_large,
-    models_encode, models_gan, models_vgan, models_tgan, models_mocogan, models_videovae, evaluation_metrics, evaluation_perceptual,
+    models_encode, models_gan, models_vgan, models_tgan, models_mocogan, models_videovae, evaluation_metrics,
+    evaluation_perceptual,
     evaluation_samples, evaluation_report, training_sampler, training_trainer, training_checkpoint, training_pack,
     bench_codec, bench_encode, paper_interpolation, paper_exchange, data_clips, data_frames, data_phases,
-    data_readers, data_synthetic, config, core, paper_plan]
+    data_readers, data_synthetic, config, core, paper_plan, paper_baselines]
 
 
 def complaint(f, kw):
