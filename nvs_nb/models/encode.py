@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Codes', 'learnt_codes', 'draw_codes', 'coarse', 'guess', 'shrunk_gaussian', 'checked', 'frozen', 'some_frames',
-           'error', 'descend', 'falling', 'encode', 'tune', 'with_clips', 'seen_without']
+           'error', 'descend', 'falling', 'encode', 'tune', 'seen_without', 'with_clips']
 
 # %% ../../nbs/4_beyond/15_encode.ipynb #ad6722c1
 import contextlib, copy, re
@@ -231,30 +231,6 @@ def tune(
     return m
 
 # %% ../../nbs/4_beyond/15_encode.ipynb #31ddc523
-@torch.no_grad()
-def with_clips(
-    model, about,  # of a run
-    codes, names,  # `Codes` of new clips, and as many names
-    digests=None,  # hashes of their frames, by which they are known again
-):  # (model, about)
-    """A copy of a model with more clips in its dictionary, and what its checkpoint says of them. The fingerprint stays
-    that of the clips it was trained on."""
-    instance(dict, about=about), instance(Codes, codes=codes), instance((list, tuple), names=names)
-    known = learnt_codes(model, about['static_id'], about['transient_id'])
-    if len(codes.static) != len(names): raise NvsError(f'names: {len(names)} for {len(codes.static)} clips')
-    for name in names:
-        instance(str, name=name)
-        if [*about['names'], *names].count(name) > 1: raise NvsError(f'{name}: two clips of this name')
-    Z, m = model.Z, copy.deepcopy(model)
-    m.Z = LatentDictionary(len(Z.static) + len(names), len(Z.paths) + len(names), Z.L, known.static.shape[1],
-                           known.paths.shape[2], sparse=Z.z_s.sparse).to(Z.static.device)
-    m.Z.static.copy_(torch.cat([Z.static, codes.static])), m.Z.paths.copy_(torch.cat([Z.paths, codes.paths]))
-    more = lambda k, n: [*about[k], *range(n, n + len(names))]
-    added = {k: [*about[k], *names] for k in ('names', 'static_names', 'transient_names')}
-    hashes = [*about['digests'], *digests] if digests and about.get('digests') else None
-    return m, about | added | dict(static_id=more('static_id', len(Z.static)), digests=hashes,
-                                   transient_id=more('transient_id', len(Z.paths)))
-
 def seen_without(
     hide,  # 'left', 'right', 'top', 'bottom', or frames such as '5-8', counted from 1
     L, size,
@@ -294,18 +270,3 @@ def with_clips(
     hashes = [*about['digests'], *digests] if digests and about.get('digests') else None
     return m, about | added | dict(static_id=more('static_id', len(Z.static)), digests=hashes,
                                    transient_id=more('transient_id', len(Z.paths)))
-
-def seen_without(
-    hide,  # 'left', 'right', 'top', 'bottom', or frames such as '5-8', counted from 1
-    L, size,
-):  # bool (L, size, size)
-    "What is seen of a clip if a part of it is hidden."
-    instance(str, hide=hide), whole(1, L=L, size=size)
-    seen, half = np.ones((L, size, size), bool), size // 2
-    sides = dict(left=np.s_[:, :, :half], right=np.s_[:, :, half:], top=np.s_[:, :half], bottom=np.s_[:, half:])
-    if hide in sides: part = sides[hide]
-    elif (m := re.fullmatch(r'(\d{1,9})(?:-(\d{1,9}))?', hide)) and 1 <= int(m[1]) <= int(m[2] or m[1]) <= L:
-        part = np.s_[int(m[1]) - 1:int(m[2] or m[1])]
-    else: raise NvsError(f'hide {shown(hide)}: left, right, top, bottom, or frames of 1 to {L} such as 1-{L//2}')
-    seen[part] = False
-    return seen

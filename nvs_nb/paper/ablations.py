@@ -104,7 +104,7 @@ def on_white(d, i):
     a, b = (x[object_mask(real)] / 255. for x in (real, fake))
     return dict(psnr_object=float(decibel(np.mean((a - b)**2))), contrast=float((1 - b).mean() / (1 - a).mean()))
 
-# %% ../../nbs/3_paper/11_ablations.ipynb #136b1f76
+# %% ../../nbs/3_paper/11_ablations.ipynb #8ad8dacc
 NOTE = 'One training each: the chapter `11_ablations` repeats it with other seeds and shows what a difference means.'
 HEAD = ['', 'MCS, paper', 'MCS, here', 'signed', 'FCS, paper', 'FCS, here']
 PSNRS = dict(psnr_mean='PSNR', psnr_worst='worst', psnr_moving='moving', ssim='SSIM')
@@ -143,6 +143,7 @@ def section4b(runs):
     return Section('Table 4b: the four combinations', [Table([*HEAD, *PSNRS.values()], rows, NOTE)],
                    dict(paper=PAPER, here=data))
 
+# %% ../../nbs/3_paper/11_ablations.ipynb #fabe0791
 def versus(full, other, label, idx):
     "Figure: the clips `idx` as two runs generate them, below the originals if these come with the library."
     films = {'full': generated(full, idx), label: generated(other, idx)}
@@ -169,6 +170,7 @@ def figure4(runs):
     return Section('Figure 4: with and without latent optimisation; a white chair on white ground',
                    [Table(head, rows, f'The white chair: {data["clip"]}. {NOTE}'), *parts], data)
 
+# %% ../../nbs/3_paper/11_ablations.ipynb #309639d9
 def jobs(plan):
     "The trainings of Table 4 and Figure 4, for a `Plan`."
     instance(Plan, plan=plan)

@@ -108,7 +108,7 @@ def matrix_picture(panels, kinds, clips, width=9.):
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
     return fig
 
-# %% ../../nbs/3_paper/12_exchange.ipynb #09a9bec1
+# %% ../../nbs/3_paper/12_exchange.ipynb #ec0b0bf8
 def windows(film, L):
     "Every run of L consecutive frames of a film (F, H, W, 3): (F-L+1, L, H, W, 3)."
     shaped('uint8 (F, H, W, 3)', film=film), whole(1, len(film), L=L)
@@ -131,6 +131,7 @@ def align(film, clips, L=None):
         if cost[i, j] < best[0]: best = cost[i, j], film[i:i + L], clip[j:j + L]
     return best[1:]
 
+# %% ../../nbs/3_paper/12_exchange.ipynb #47de1022
 def on_grid(x, n):  # float (..., H, W, C) -> (..., n, n, C)
     "Means of n x n blocks."
     *some, H, W, C = x.shape
@@ -169,6 +170,7 @@ def recognise(
     ball = np.linalg.inv(np.linalg.cholesky(within)).T
     return kinds[np.square((z @ ball)[:, None] - means @ ball).sum(-1).argmin(1)]
 
+# %% ../../nbs/3_paper/12_exchange.ipynb #845b5f38
 SCORES = dict(psnr=psnr, psnr_moving=psnr_moving, ssim=ssim)
 RIGHT = 'who', 'what', 'both'  # what `recognise` finds, 0 or 1 for a cell
 LINES = dict(trained='trained cells, generated', unseen='unseen cells, generated', nearest='nearest clip (copy)',
@@ -219,6 +221,7 @@ def score_cells(fake, clips, full):
     ceiling = dict(zip(RIGHT, map(float, right[len(pairs):].mean(0)))) if asked else {}
     return dict(cells=rows, means=means_by_line(rows), ceiling=ceiling, card=CARD)
 
+# %% ../../nbs/3_paper/12_exchange.ipynb #0e11ffaf
 def means_by_line(rows):
     "The mean scores of each line, and of how many cells."
     keys = [k for k in (*SCORES, *RIGHT) if k in rows[0]]

@@ -128,7 +128,7 @@ def figure7(models, clips, idx, real=False):  # Figure
             ax.text(n*(step - 1) + step/2, -4, name, ha='center', va='bottom', fontsize=7)
     return fig
 
-# %% ../../nbs/3_paper/13_interpolation.ipynb #85bc4447
+# %% ../../nbs/3_paper/13_interpolation.ipynb #a391a27f
 def score_frames(real, fake, mask):  # dict of (N,)
     "PSNR of some frames uint8 `(N, K, H, W, 3)` of each clip; also where the whole clip moves, `mask` (N, H, W)."
     shaped('uint8 (N, K, H, W, 3)', real=real, fake=fake)
@@ -144,6 +144,7 @@ def clip_means(scores):
 def training_of(d):
     return dict(dataset=d.clips.dataset, config=d.config.hash(), **{k: d.scores[k] for k in ('step', 'train_seconds')})
 
+# %% ../../nbs/3_paper/13_interpolation.ipynb #57dc7391
 @torch.no_grad()
 def score_ranks(runs):
     "Section 4.3.3, scored: frames 3 and 4 from the codes of 2 and 5, and so at every place. `runs`: label -> `Done`."
@@ -189,7 +190,7 @@ def every_second(d, seen=None):  # (names, mask of what moves, dict: how -> (rea
     pairs = {k: (film[:, 1:-1:2], v) for k, v in made.items()}
     return clips.names, moving_mask(film), dict(trained=(near, known), **pairs)
 
-# %% ../../nbs/3_paper/13_interpolation.ipynb #fe68d6b0
+# %% ../../nbs/3_paper/13_interpolation.ipynb #0a37a871
 def shared_path(d):  # (names, mask of what moves, dict: how -> (real, generated) frames)
     "Frames that a `Done` with one path for all was never shown: from the path, from mixed codes, as a fade of pixels."
     instance(Done, d=d)
@@ -203,6 +204,7 @@ def shared_path(d):  # (names, mask of what moves, dict: how -> (real, generated
         return np.take_along_axis(film, at, 1), np.take_along_axis(made[k], at, 1)
     return d.clips.names, moving_mask(film), dict(trained=pick('common', ~unseen), **{k: pick(k, inner) for k in made})
 
+# %% ../../nbs/3_paper/13_interpolation.ipynb #5413526a
 DRAWN = dict(trained='frames trained on, generated', linear='between: codes r, linear', cubic='between: codes r, cubic',
     z='between: codes z, linear, R runs over them', common='between: the path that all clips share',
     fade='cross-fade of real neighbours', nearest='the next real neighbour', fade_cubic='cubic fade of four real ones',
@@ -238,7 +240,7 @@ def hidden_strips(pairs, embedded):  # Figure
         rows += [('truth', pairs['fade'][0][i])] * embedded + [(name, pairs[k][1][i]) for k, name in shown.items()]
     return show_strips([clip for _, clip in rows], [name for name, _ in rows], every=1)
 
-# %% ../../nbs/3_paper/13_interpolation.ipynb #29d55e22
+# %% ../../nbs/3_paper/13_interpolation.ipynb #c589f637
 BASES, RANKS = ('chairs', 'weizmann'), {'ρ = 2': 'interp-rank2', 'ρ = 10': 'interp-rank10', 'no ρ': 'full'}
 
 def jobs(plan):
@@ -254,6 +256,7 @@ def jobs(plan):
         if base == 'chairs': out.append(plan.job(base, 'halves-common', share=.6, **one_path))  # they all turn alike
     return out
 
+# %% ../../nbs/3_paper/13_interpolation.ipynb #edbd6456
 ABOUT = {  # title -> what is said about it
     'Figure 7: frames between the second and the fifth': 'From r_2 + n/k (r_5 - r_2), k = 3. The frame of n = 3 is '
         'frame 5 itself, so two frames are new, framed in orange.',
