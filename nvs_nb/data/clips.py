@@ -38,9 +38,10 @@ def to_uint8(
     shaped('torch.float (..., 3, H, W)', x=x)
     return x.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
-# %% ../../nbs/1_method/03_clips.ipynb #f75a2468
+# %% ../../nbs/1_method/03_clips.ipynb #789d7c98
 def check_parts(clips):
     "`NvsError` unless the parts of `Clips` fit together. Indices become int64; hashes of other frames are forgotten."
+    instance(Clips, clips=clips)
     def check(ok, text):
         if not ok: raise NvsError(f'{clips.dataset}: {text}')
     shape = tuple(getattr(clips.frames, 'shape', ()))
