@@ -350,7 +350,7 @@ def paper_exchange(o, tmp):
 def data_clips(o, tmp):
     window = (Window(2), 'thing')
     return [given('to_float', u8=(o.real, 'frames')), given('to_uint8', x=(o.x, 'tensor')),
-        given('check_parts', clips=(o.clips, 'thing')),
+        given('refuse_misfits', clips=(o.clips, 'thing')),
         given('load_set', name=('actors', 'choice'), root=(None, 'text?'), size=(32, 'count'), frames=(2, 'count'),
               window=('first', 'choice'), stride=(1, 'count'), seed=(0, 'whole'), fit=('crop', 'choice'),
               tile=(0, 'whole')),
