@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LISTS', 'COLORS', 'CYCLE', 'STYLE', 'new_figure', 'tint', 'check_clip', 'grid', 'strip', 'show_strips',
            'side_by_side', 'bigger', 'gif_bytes', 'mp4_bytes', 'png_bytes', 'save_bytes', 'save_strip', 'save_gif',
-           'save_mp4', 'animate', 'plot_curves', 'plane', 'plot_paths']
+           'save_mp4', 'animate', 'figure_pixels', 'plot_curves', 'plane', 'plot_paths']
 
 # %% ../nbs/library/viz.ipynb #83ae1185
 import io
@@ -201,10 +201,25 @@ def save_mp4(path, clip, fps=12, scale=1):
     "MP4 video, otherwise as `save_gif`."
     save_bytes(path, '.mp4', mp4_bytes, clip, fps, scale)
 
-def animate(clip, fps=12, scale=1):
-    "The clip as a moving picture in a notebook, arguments as of `save_gif`."
+def animate(
+    clip, fps=12, scale=1,  # see `save_gif`
+    alt=None,    # text for who cannot see it
+    width=None,  # in pixels, if it is to be shown larger or smaller than it is
+):  # IPython.display.Image
+    "The clip as a moving picture in a notebook."
     from IPython.display import Image
-    return Image(data=gif_bytes(clip, fps, scale), format='gif')
+    instance((str, None), alt=alt)
+    if width is not None: whole(1, width=width)
+    return Image(data=gif_bytes(clip, fps, scale), format='gif', alt=alt, width=width)
+
+def figure_pixels(fig):  # uint8 (H, W, 3)
+    "A figure as pixels: one frame of a moving figure."
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    instance(Figure, fig=fig)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 # %% ../nbs/library/viz.ipynb #0b6bebd9
 def plot_curves(

@@ -28,6 +28,7 @@ from nvs_nb.paper.interpolation import weights
 from nvs_nb.training.checkpoint import describe_clips, open_run, save_checkpoint
 from nvs_nb.training.pack import pack, quantise, to_bytes
 from nvs_nb.training.trainer import Trainer
+from nvs_nb.viz import new_figure
 
 NAN, HUGE = float('nan'), 10**400
 WRONG = dict(  # kind of argument: wrong values, given a right one
@@ -90,7 +91,9 @@ def viz(o, tmp):
     play = dict(fps=(12, 'number'), scale=(1, 'count'))
     files = [given(f'save_{s}', path=(tmp/f'a.{s}', 'path'), clip=(o.real[0], 'frames'), **play) for s in ('gif',
           'mp4')]
-    return [*files, *(given(f, clip=(o.real[0], 'frames'), **play) for f in ('gif_bytes', 'mp4_bytes', 'animate')),
+    return [*files, *(given(f, clip=(o.real[0], 'frames'), **play) for f in ('gif_bytes', 'mp4_bytes')),
+        given('animate', clip=(o.real[0], 'frames'), **play, alt=('a clip', 'text?'), width=(90, 'count?')),
+        given('figure_pixels', fig=(new_figure()[0], 'thing')),
         given('save_strip', path=(tmp/'a.png', 'path'), clip=(o.real[0], 'frames'), every=(1, 'count')),
         given('png_bytes', clip=(o.real[0], 'frames'), every=(1, 'count')),
         given('new_figure', rows=(1, 'count'), cols=(2, 'count'), width=(5., 'number'), height=(2., 'number')),
@@ -354,6 +357,7 @@ def paper_exchange(o, tmp):
 def data_clips(o, tmp):
     window = (Window(2), 'thing')
     return [given('to_float', u8=(o.real, 'frames')), given('to_uint8', x=(o.x, 'tensor')),
+        given('refuse_misfits', clips=(o.clips, 'thing')),
         given('load_set', name=('actors', 'choice'), root=(None, 'text?'), size=(32, 'count'), frames=(2, 'count'),
               window=('first', 'choice'), stride=(1, 'count'), seed=(0, 'whole'), fit=('crop', 'choice'),
               tile=(0, 'whole')),
