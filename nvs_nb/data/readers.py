@@ -214,7 +214,7 @@ def find_sources(
         raise NvsError(f'{root}: no clips in it{there}; expected {READERS[reader].__doc__.split(". ")[0]}')
     return sources, trouble + others*(reader == 'folder')
 
-# %% ../../nbs/library/readers.ipynb #353094f9
+# %% ../../nbs/library/readers.ipynb #6858ad38
 def room(
     shape,        # of an array of bytes
     folder=None,  # where there is space for large ones
@@ -236,20 +236,21 @@ def decode(
     size,        # height and width to come, in pixels
     fit='crop',  # see `square`
     folder=None, # for datasets that are too large for memory
-):  # uint8 (N, L, size, size, 3), numbers of the sources that these are; lines about damaged and about short ones
-    "Decode the sources, and leave out those that cannot be used."
-    frames, kept, bad, short = None, [], [], []
+):  # uint8 (N, L, size, size, 3), numbers of the sources that these are, lines about bad and short ones, lengths
+    "Decode the sources, and leave out those that cannot be used. A length: frames of the film that a clip is of."
+    frames, kept, bad, short, lengths = None, [], [], [], []
     for i, source in enumerate(tqdm(sources, desc='decoding clips', unit='clip', delay=1, leave=False)):
-        try: clip = source.read(name=source.name, window=window, size=size, fit=fit)
-        except TooShort as e: short.append(f'{source.name}: {e.n} frames, {window.span} needed')
+        told = []
+        try: clip = source.read(name=source.name, window=replace(window, told=told), size=size, fit=fit)
+        except TooShort as e: short.append(f'{source.name}: {e.n} frame{"s"*(e.n != 1)}, {window.span} needed')
         except NvsError as e: bad.append(printable(e))
         else:
             if frames is None: frames = room((len(sources), window.frames, size, size, 3), folder)
             frames[len(kept)] = clip
-            kept.append(i)
-    return frames if frames is None else frames[:len(kept)], kept, bad, short
+            kept.append(i), lengths.append(told[-1])
+    return frames if frames is None else frames[:len(kept)], kept, bad, short, lengths
 
-CACHE_VERSION = 5  # a new number makes all older cache entries stale: count up when decoding changes
+CACHE_VERSION = 6  # a new number makes all older cache entries stale: count up when decoding changes
 LIMIT = 20.        # gigabytes of the cache, unless $NVS_CACHE_LIMIT says another number
 LARGE = 2**28      # bytes: larger files are known by their place and times, and never read just to know them
 
@@ -360,7 +361,7 @@ def read_cache(
     if not isinstance(meta, dict) or not all(fits(*x) for x in META.items()): return
     if meta.get('seal') != seal(path, meta): return
     kept, digests = meta['kept'], meta['digests']
-    if not len(kept) == len(digests) > 0 or sorted({*kept}) != kept: return
+    if not len(kept) == len(digests) == len(meta['lengths']) > 0 or sorted({*kept}) != kept: return
     if not 0 <= kept[0] <= kept[-1] < len(sources): return
     shape = len(kept), *shape
     head = npy_header(shape)
@@ -376,7 +377,7 @@ def read_cache(
     except (OSError, NvsError): return
     return frames, meta
 
-META = dict(kept=int, bad=str, short=str, digests=str, stamp=int)  # lists, in the JSON file of an entry
+META = dict(kept=int, bad=str, short=str, digests=str, lengths=int, stamp=int)  # lists, in the JSON file of an entry
 
 def seal(path, meta):
     "A hash of what an entry says, and of its name."
@@ -439,7 +440,7 @@ def read_clips(
     draw=0,      # clips drawn at random, with the seed of the window; 0: all
     only=None,   # names; all other clips are passed over in silence
     tile=0,      # see `find_sources`
-):  # uint8 (N, L, size, size, 3), dict of names, statics, transients, skipped, digests
+):  # uint8 (N, L, size, size, 3), dict of names, statics, transients, skipped, digests, lengths
     """All clips below `root`, from the cache or decoded. Those that cannot be used are left out and told in `skipped`;
     `NvsError` if none is left."""
     instance(PATH, root=root), instance(Window, window=window), whole(1, size=size), whole(draw=draw)
@@ -457,14 +458,14 @@ def read_clips(
         seen, write_index = contents(files, root, cache_home(cache))
         seen = iter(seen)
         told = [[s.name, s.read.keywords, [(f.name, next(seen)) for f in s.files]] for s in wanted]
-        text = json.dumps([CACHE_VERSION, DECODER, reader, vars(window), size, fit, told])
+        text = json.dumps([CACHE_VERSION, DECODER, reader, repr(window), size, fit, told])
         path = cache_home(cache)/f'{reader}-{hashlib.sha256(text.encode()).hexdigest()[:20]}'
         hit = read_cache(path, wanted, shape)
     if hit: frames, meta = hit
     else:
-        frames, kept, bad, short = decode(wanted, window, size, fit, None if cache is False else path.parent)
+        frames, kept, bad, short, lengths = decode(wanted, window, size, fit, None if cache is False else path.parent)
         bad = [line.replace(f'{printable(root)}/', '') for line in bad]
-        meta = dict(kept=kept, bad=bad, short=short, digests=[digest(f) for f in frames] if kept else [])
+        meta = dict(kept=kept, bad=bad, short=short, lengths=lengths, digests=[*map(digest, frames)] if kept else [])
         if kept and cache is not False:
             write_cache(path, frames, meta, limit)
             frames, _ = read_cache(path, wanted, shape) or (frames, meta)
@@ -476,4 +477,5 @@ def read_clips(
         few = '; '.join(meta['bad'][:3] + ['...']*(len(meta['bad']) > 3))
         warnings.warn(f'{root}: {len(meta["bad"])} of {len(wanted)} clips left out: {few}', stacklevel=2)
     return frames, dict(names=[s.name for s in kept], statics=[s.static for s in kept],
-                        transients=[s.transient for s in kept], skipped=skipped, digests=meta['digests'])
+                        transients=[s.transient for s in kept], skipped=skipped, digests=meta['digests'],
+                        lengths=meta['lengths'])
