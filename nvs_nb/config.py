@@ -10,13 +10,13 @@ __all__ = ['Power', 'IdMap', 'AnyModel', 'MODELS', 'DATASETS', 'SIMILAR', 'PAPER
            'VideoVAEConfig', 'Config', 'sections', 'place', 'merged', 'expected', 'complaint', 'parse_changes',
            'make_config', 'differences']
 
-# %% ../nbs/library/config.ipynb #86fc8fb0
-import difflib, hashlib, json
+# %% ../nbs/library/config.ipynb #185e7536
+import difflib, hashlib, json, math, re
 from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from .core import NvsError, shown
 
-# %% ../nbs/library/config.ipynb #27e52c92
+# %% ../nbs/library/config.ipynb #71dc7de2
 class Section(BaseModel):
     "A part of the configuration: frozen, no unknown names."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -63,11 +63,22 @@ class BudgetConfig(Section):
     epochs: int = within(200, 1, 10**7)       # passes over all clips
     seconds: float = within(0., 0, 1e7)       # train for so long instead; then the clock decides on the steps. 0: off
     limit: float = within(0., 0, 1e7)         # leave the rest of the epochs out after so many seconds. 0: off
+    start: float = within(0., 0, 1e7)         # epochs (with `seconds`: seconds) before this stretch of the training; it
+                                              # has learning rates of its own. Set by `longer`
+    earlier: str = ''                         # the stretches before it, such as 'epochs=200 seconds=60'
 
     def done(self, epochs, seconds):
-        "The share of a training that is behind us after so many epochs and seconds, 0 to 1."
-        if self.seconds: return min(1., seconds / self.seconds)
-        return min(1., max(epochs / self.epochs, seconds / self.limit if self.limit else 0.))
+        "The share of this stretch that is behind us after so many epochs and seconds in all, 0 to 1."
+        now, end = (seconds, self.seconds) if self.seconds else (epochs, self.epochs)
+        share = (now - self.start) / (end - self.start)
+        if self.limit and not self.seconds: share = max(share, seconds / self.limit)
+        return min(1., max(0., share))
+
+    def stretches(self):  # list of ('epochs' or 'seconds', how many)
+        "The trainings that a run is made of, one after the other: by `nvs train`, then by each `nvs resume --seconds`."
+        unit = 'seconds' if self.seconds else 'epochs'
+        told = [x.partition('=')[::2] for x in self.earlier.split()]
+        return [(k, float(n)) for k, n in told] + [(unit, getattr(self, unit) - self.start)]
 
 class RuntimeConfig(Section):
     "How it is computed. Nothing here is part of the hash."
@@ -170,7 +181,7 @@ class VideoVAEConfig(Fixed, Section):
 AnyModel = Union[NVSConfig, ReleasedConfig, VGANConfig, TGANConfig, MoCoGANConfig, VideoVAEConfig]
 MODELS = {m.model_fields['name'].default: m for m in get_args(AnyModel)}
 
-# %% ../nbs/library/config.ipynb #5935c36e
+# %% ../nbs/library/config.ipynb #234f8c5b
 class Config(Section):
     "All that decides what a run computes. Immutable; `replace` gives a changed copy. Every value is checked."
     preset: str = 'fast'          # where it started from: a key of `PRESETS`
@@ -188,6 +199,10 @@ class Config(Section):
         if d.window == 'even' and (d.stride > 1 or d.read_frames):
             raise ValueError('data.window=even spreads the frames over the whole clip: it goes without stride and '
                              'read_frames')
+        b = self.budget
+        if b.start >= (b.seconds or b.epochs): raise ValueError(f'budget.start={b.start:g} is not before the end')
+        if b.earlier and not re.fullmatch('((epochs|seconds)=[0-9]{1,8}([.][0-9]{1,9})?( |$))+', b.earlier):
+            raise ValueError("budget.earlier must be like 'epochs=200 seconds=60'")
         if 0 < d.read_frames < d.frames:
             raise ValueError(f'data.read_frames={d.read_frames} is less than frames={d.frames}')
         if hasattr(m, 'levels') and d.size >> m.levels < 2:
@@ -217,9 +232,24 @@ class Config(Section):
         "A copy with other values, by dotted names or by names without their section."
         return Config.from_dict(merged(self.to_dict(), changes, self.model.name))
 
+    def longer(self,
+        now,            # (epochs, seconds) that the run has behind it
+        epochs=None,    # how many more of them ...
+        seconds=None,   # ... or for how long
+    ):  # `Config`
+        "The same run, to be trained longer: a stretch of its own, with learning rates that start anew."
+        b, (at, clock) = self.budget, now
+        if (epochs is None) == (seconds is None): raise NvsError('--epochs and --seconds: give one of them')
+        unit, behind = ('seconds', clock) if b.seconds else ('epochs', at)
+        told = f'{b.earlier} {unit}={max(0., behind - b.start):.9f}'.rstrip('0').rstrip('.').strip()
+        new = (dict(seconds=clock + seconds, start=clock) if seconds else
+               dict(seconds=0., epochs=math.ceil(at) + epochs, start=at))
+        return self.replace(limit=0., earlier=told, **new)
+
     def hash(self):  # str
         "Eight hex digits that name what this configuration computes."
         told = {k: v for k, v in self.to_dict().items() if k not in ('preset', 'runtime')}
+        if not self.budget.earlier: told['budget'] = {k: told['budget'][k] for k in ('epochs', 'seconds', 'limit')}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 # %% ../nbs/library/config.ipynb #62821ec6
@@ -281,7 +311,7 @@ def parse_changes(
         out[key.strip()] = text
     return out
 
-# %% ../nbs/library/config.ipynb #d03d4c6c
+# %% ../nbs/library/config.ipynb #8fe73ce4
 DATASETS = dict(  # supplement, Table 2: what belongs to the data
     chairs=dict(d_s=206, d_t=50, lambda_s=.01, lambda_t=.01, levels=4),
     weizmann=dict(d_s=56, d_t=200, lambda_s=.01, lambda_t=.1, levels=3),
@@ -355,5 +385,8 @@ def differences(
 ):  # dict: dotted name -> (the preset's default, this run's value)
     "What differs from the defaults of this dataset, preset and model, without what belongs to the machine."
     default = make_config(config.data.dataset, config.preset, config.model.name).flat()
-    return {k: (default[k], v) for k, v in config.flat().items()
-            if v != default[k] and k != 'precision' and not k.startswith('runtime.')}
+    (unit, n), *more = config.budget.stretches()
+    first = {f'budget.{unit}': math.ceil(n) if unit == 'epochs' else n} if more else {}  # as it was before `longer`
+    return {k: (default[k], v) for k, v in (config.flat() | first).items()
+            if v != default[k] and k not in ('precision', 'budget.start', 'budget.earlier')
+            and not k.startswith('runtime.') and not (more and k == 'budget.limit')}

@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED', 'SETS', 'to_float', 'to_uint8', 'Clips', 'load_chairs', 'load_actors', 'load_swings', 'find_root',
            'load_set', 'as_pattern', 'matching', 'choose', 'load_clips']
 
-# %% ../../nbs/1_method/03_clips.ipynb #d5776f15
+# %% ../../nbs/1_method/03_clips.ipynb #583e4113
 import hashlib, os, re
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -15,9 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from ..config import Config
-from ..core import BIG, PATH, NvsError, array_of, indices, instance, shaped, shown, whole
+from ..core import BIG, PATH, NvsError, array_of, bar, indices, instance, shaped, shown, whole
 from .frames import FITS, WINDOWS, Window, natural, read_tiles
 from .phases import aligned_frames
 from .readers import digest, plain, read_clips
@@ -113,7 +112,7 @@ class Clips:
         if not self.digests: self.digests = self.frames, [digest(clip) for clip in self.frames]
         return hashlib.sha256(repr((told, self.digests[1])).encode()).hexdigest()[:16]
 
-# %% ../../nbs/1_method/03_clips.ipynb #f6282f2b
+# %% ../../nbs/1_method/03_clips.ipynb #1c55d497
 EMBEDDED = Path(str(files('nvs_nb')))/'embedded'
 
 def load_chairs(size, window):
@@ -139,7 +138,7 @@ def load_swings(size, window, n=32):
     "`n` golf swings, each golfer another one. One shared static code."
     whole(1, 10**6, n=n), instance(Window, window=window)
     names = [f'golfer{i:02d}' for i in range(n)]
-    drawn = tqdm(range(n), desc='drawing clips', unit='clip', delay=1, leave=False)
+    drawn = bar(range(n), 'drawing clips', leave=False)
     return np.array([golfer(i, window.frames, size) for i in drawn]), names, ['shared']*n, names
 
 # %% ../../nbs/1_method/03_clips.ipynb #4e7bd221

@@ -199,7 +199,7 @@ def shrink(
     if small and first: small = follow(np.stack(small), size, fit == FITS[4])
     return np.array(small, np.uint8).reshape(-1, size, size, 3)
 
-# %% ../../nbs/library/frames.ipynb #afc3d70a
+# %% ../../nbs/library/frames.ipynb #d378018a
 @dataclass(frozen=True)
 class Window:
     "Which frames of a film become the clip."
@@ -213,7 +213,7 @@ class Window:
         whole(1, frames=self.frames, stride=self.stride), whole(0, seed=self.seed)
         one_of(WINDOWS, window=self.mode), instance((list, None), told=self.told)
         if self.mode == 'even' and self.stride > 1:
-            raise NvsError(f'window even, stride {self.stride}: even frames have the stride that fits; give one of them')
+            raise NvsError(f'window even, stride {self.stride}: even frames have the stride that fits; leave one out')
 
     @property
     def span(self): return (self.frames-1)*self.stride + 1

@@ -9,16 +9,15 @@ __all__ = ['IMAGES', 'VIDEOS', 'SYSTEM', 'NOWHERE', 'READERS', 'CACHE_VERSION', 
            'cache_entries', 'trim', 'clear_cache', 'stamp', 'contents', 'hash_file', 'small_json', 'npy_header',
            'read_cache', 'seal', 'write_meta', 'write_cache', 'measure', 'drawn', 'read_clips']
 
-# %% ../../nbs/library/readers.ipynb #74015367
+# %% ../../nbs/library/readers.ipynb #e5c53549
 import contextlib, hashlib, io, json, math, os, re, tempfile, unicodedata, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from tqdm.auto import tqdm
-from ..core import (MARK, PATH, NvsError, atomic_write, expand, instance, made_in, one_of, printable, read_json,
-                         whole, write_json)
+from ..core import (MARK, PATH, NvsError, atomic_write, bar, expand, instance, made_in, one_of, printable,
+                         read_json, whole, write_json)
 from .frames import (DECODER, FITS, Film, TooShort, Window, decoding, is_film, natural, open_picture,
                                 open_rgb, opened, read_film, read_images, read_tiles, series, show, shrink,
                                 tile_step)
@@ -214,7 +213,7 @@ def find_sources(
         raise NvsError(f'{root}: no clips in it{there}; expected {READERS[reader].__doc__.split(". ")[0]}')
     return sources, trouble + others*(reader == 'folder')
 
-# %% ../../nbs/library/readers.ipynb #6858ad38
+# %% ../../nbs/library/readers.ipynb #9553e349
 def room(
     shape,        # of an array of bytes
     folder=None,  # where there is space for large ones
@@ -239,7 +238,7 @@ def decode(
 ):  # uint8 (N, L, size, size, 3), numbers of the sources that these are, lines about bad and short ones, lengths
     "Decode the sources, and leave out those that cannot be used. A length: frames of the film that a clip is of."
     frames, kept, bad, short, lengths = None, [], [], [], []
-    for i, source in enumerate(tqdm(sources, desc='decoding clips', unit='clip', delay=1, leave=False)):
+    for i, source in enumerate(bar(sources, 'decoding clips', leave=False)):
         told = []
         try: clip = source.read(name=source.name, window=replace(window, told=told), size=size, fit=fit)
         except TooShort as e: short.append(f'{source.name}: {e.n} frame{"s"*(e.n != 1)}, {window.span} needed')
@@ -317,7 +316,7 @@ def contents(files, root, home):  # a text for each file, and what writes the in
     size, times or place have changed."""
     index = home/f'index-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:20]}.json'
     known, seen = small_json(index, 2**28), {}
-    for f in tqdm(files, desc='reading files', unit='file', delay=1, leave=False):
+    for f in bar(files, 'reading files', leave=False):
         key = str(f.relative_to(root))
         try:
             now, was = stamp(f), known.get(key) if isinstance(known, dict) else None
