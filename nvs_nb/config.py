@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['Power', 'IdMap', 'AnyModel', 'MODELS', 'DATASETS', 'SIMILAR', 'PAPER_RATES', 'PAPER_CLIPS', 'PRESETS', 'GLO',
-           'EXCHANGE_CLIPS', 'BASELINES', 'MINUTES', 'Section', 'within', 'power_of_two', 'DataConfig', 'OptimConfig',
-           'BudgetConfig', 'RuntimeConfig', 'Fixed', 'LatentFields', 'NVSConfig', 'FixedByReleased', 'ReleasedConfig',
-           'GANFields', 'VGANConfig', 'TGANConfig', 'MoCoGANConfig', 'VideoVAEConfig', 'Config', 'sections', 'place',
-           'merged', 'expected', 'complaint', 'parse_changes', 'make_config', 'differences']
+           'EXCHANGE_CLIPS', 'OWN_CLIPS', 'OWN_BUDGET', 'BASELINES', 'MINUTES', 'Section', 'within', 'power_of_two',
+           'DataConfig', 'OptimConfig', 'BudgetConfig', 'RuntimeConfig', 'Fixed', 'LatentFields', 'NVSConfig',
+           'FixedByReleased', 'ReleasedConfig', 'GANFields', 'VGANConfig', 'TGANConfig', 'MoCoGANConfig',
+           'VideoVAEConfig', 'Config', 'sections', 'place', 'merged', 'expected', 'complaint', 'parse_changes',
+           'make_config', 'differences']
 
-# %% ../nbs/library/config.ipynb #86fc8fb0
-import difflib, hashlib, json
+# %% ../nbs/library/config.ipynb #185e7536
+import difflib, hashlib, json, math, re
 from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from .core import NvsError, shown
 
-# %% ../nbs/library/config.ipynb #c2bd97d5
+# %% ../nbs/library/config.ipynb #71dc7de2
 class Section(BaseModel):
     "A part of the configuration: frozen, no unknown names."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -37,15 +38,17 @@ class DataConfig(Section):
     leave_out: str = ''           # names or patterns of clips not to use
     draw: int = within(0, 0, 10**7)           # clips drawn from the dataset at random; 0: all
     draw_seed: int = within(0, 0, 2**31 - 1)  # of the clips drawn and of windows that are drawn once
-    fit: Literal['crop', 'whole', 'person', 'person-right'] = 'crop'  # frames that are not square: centre crop, the
-                                  # whole squeezed, a square that follows what moves (right: mirrored if it goes left)
+    fit: Literal['crop', 'pad', 'squeeze', 'person', 'person-right'] = 'crop'  # frames that are not square: centre
+                                  # crop; the whole with black bars or squeezed; a square that follows what moves
+                                  # (right: mirrored if it goes left)
     tile: int = within(0, 0, 10000)           # width of a frame in strips, height in stacks, in pixels; 0: guessed
     size: Power = within(64, 32, 512)         # height and width of a frame in pixels
     frames: int = within(16, 2, 512)          # L, frames of a clip
     read_frames: int = within(0, 0, 10000)    # frames read of each clip; 0: just L. `window='crop'` needs more
-    window: Literal['first', 'random', 'crop', 'aligned', 'warped'] = 'first'  # the L frames: first; drawn once; a new
-                                  # crop in each step; of those read the ones that agree in motion, where clips share a
-                                  # path (warped: some repeated or left out)
+    window: Literal['first', 'random', 'even', 'crop', 'aligned', 'warped'] = 'first'  # the L frames: first; drawn
+                                  # once; spread evenly over the whole clip; a new crop in each step; of those read the
+                                  # ones that agree in motion, where clips share a path (warped: some repeated or left
+                                  # out)
     stride: int = within(1, 1, 1000)          # take every n-th frame of the source
 
 class OptimConfig(Section):
@@ -60,11 +63,22 @@ class BudgetConfig(Section):
     epochs: int = within(200, 1, 10**7)       # passes over all clips
     seconds: float = within(0., 0, 1e7)       # train for so long instead; then the clock decides on the steps. 0: off
     limit: float = within(0., 0, 1e7)         # leave the rest of the epochs out after so many seconds. 0: off
+    start: float = within(0., 0, 1e7)         # epochs (with `seconds`: seconds) before this stretch of the training; it
+                                              # has learning rates of its own. Set by `longer`
+    earlier: str = ''                         # the stretches before it, such as 'epochs=200 seconds=60'
 
     def done(self, epochs, seconds):
-        "The share of a training that is behind us after so many epochs and seconds, 0 to 1."
-        if self.seconds: return min(1., seconds / self.seconds)
-        return min(1., max(epochs / self.epochs, seconds / self.limit if self.limit else 0.))
+        "The share of this stretch that is behind us after so many epochs and seconds in all, 0 to 1."
+        now, end = (seconds, self.seconds) if self.seconds else (epochs, self.epochs)
+        share = (now - self.start) / (end - self.start)
+        if self.limit and not self.seconds: share = max(share, seconds / self.limit)
+        return min(1., max(0., share))
+
+    def stretches(self):  # list of ('epochs' or 'seconds', how many)
+        "The trainings that a run is made of, one after the other: by `nvs train`, then by each `nvs resume --seconds`."
+        unit = 'seconds' if self.seconds else 'epochs'
+        told = [x.partition('=')[::2] for x in self.earlier.split()]
+        return [(k, float(n)) for k, n in told] + [(unit, getattr(self, unit) - self.start)]
 
 class RuntimeConfig(Section):
     "How it is computed. Nothing here is part of the hash."
@@ -167,7 +181,7 @@ class VideoVAEConfig(Fixed, Section):
 AnyModel = Union[NVSConfig, ReleasedConfig, VGANConfig, TGANConfig, MoCoGANConfig, VideoVAEConfig]
 MODELS = {m.model_fields['name'].default: m for m in get_args(AnyModel)}
 
-# %% ../nbs/library/config.ipynb #8b391ee7
+# %% ../nbs/library/config.ipynb #234f8c5b
 class Config(Section):
     "All that decides what a run computes. Immutable; `replace` gives a changed copy. Every value is checked."
     preset: str = 'fast'          # where it started from: a key of `PRESETS`
@@ -182,6 +196,13 @@ class Config(Section):
     @model_validator(mode='after')
     def agree(self):
         d, m = self.data, self.model
+        if d.window == 'even' and (d.stride > 1 or d.read_frames):
+            raise ValueError('data.window=even spreads the frames over the whole clip: it goes without stride and '
+                             'read_frames')
+        b = self.budget
+        if b.start >= (b.seconds or b.epochs): raise ValueError(f'budget.start={b.start:g} is not before the end')
+        if b.earlier and not re.fullmatch('((epochs|seconds)=[0-9]{1,8}([.][0-9]{1,9})?( |$))+', b.earlier):
+            raise ValueError("budget.earlier must be like 'epochs=200 seconds=60'")
         if 0 < d.read_frames < d.frames:
             raise ValueError(f'data.read_frames={d.read_frames} is less than frames={d.frames}')
         if hasattr(m, 'levels') and d.size >> m.levels < 2:
@@ -211,9 +232,24 @@ class Config(Section):
         "A copy with other values, by dotted names or by names without their section."
         return Config.from_dict(merged(self.to_dict(), changes, self.model.name))
 
+    def longer(self,
+        now,            # (epochs, seconds) that the run has behind it
+        epochs=None,    # how many more of them ...
+        seconds=None,   # ... or for how long
+    ):  # `Config`
+        "The same run, to be trained longer: a stretch of its own, with learning rates that start anew."
+        b, (at, clock) = self.budget, now
+        if (epochs is None) == (seconds is None): raise NvsError('--epochs and --seconds: give one of them')
+        unit, behind = ('seconds', clock) if b.seconds else ('epochs', at)
+        told = f'{b.earlier} {unit}={max(0., behind - b.start):.9f}'.rstrip('0').rstrip('.').strip()
+        new = (dict(seconds=clock + seconds, start=clock) if seconds else
+               dict(seconds=0., epochs=math.ceil(at) + epochs, start=at))
+        return self.replace(limit=0., earlier=told, **new)
+
     def hash(self):  # str
         "Eight hex digits that name what this configuration computes."
         told = {k: v for k, v in self.to_dict().items() if k not in ('preset', 'runtime')}
+        if not self.budget.earlier: told['budget'] = {k: told['budget'][k] for k in ('epochs', 'seconds', 'limit')}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 # %% ../nbs/library/config.ipynb #62821ec6
@@ -275,7 +311,7 @@ def parse_changes(
         out[key.strip()] = text
     return out
 
-# %% ../nbs/library/config.ipynb #26ec1e91
+# %% ../nbs/library/config.ipynb #8fe73ce4
 DATASETS = dict(  # supplement, Table 2: what belongs to the data
     chairs=dict(d_s=206, d_t=50, lambda_s=.01, lambda_t=.01, levels=4),
     weizmann=dict(d_s=56, d_t=200, lambda_s=.01, lambda_t=.1, levels=3),
@@ -305,6 +341,7 @@ PRESETS['exchange'] = PRESETS['fast'] | dict(  # one code for each person and ea
     static_ids='dataset', transient_ids='dataset', style=True, dropout=.2, width=64, hidden=64, frames_per_clip=2,
     epochs=400)
 EXCHANGE_CLIPS = dict(weizmann=dict(window='aligned', read_frames=28))  # the same moments of all films of an action
+OWN_CLIPS, OWN_BUDGET = dict(window='even'), dict(epochs=1000, limit=600.)  # of a folder, unless they are asked for
 BASELINES = dict(  # their own papers' settings; what changes in a run of minutes, found by a search (library/baselines)
     vgan=(dict(d_s=100, batch=64, lr_g=2e-4), dict(lr_g=4e-4, d_width=16)),
     tgan=(dict(d_s=100, d_t=100, batch=32, lr_g=5e-5, lr_d=5e-5), dict(lr_g=5e-4, lr_d=5e-4, d_width=16)),
@@ -330,6 +367,10 @@ def make_config(
         if model not in ('nvs', 'released'): raise NvsError(f'model {model}: the preset released is for our model')
         preset = model = 'released'
     clips = dict(paper=PAPER_CLIPS, exchange=EXCHANGE_CLIPS).get(preset, {}).get(dataset, {})
+    given = {key.rpartition('.')[2] for key in changes}
+    if dataset == 'folder':
+        clips = {} if given & {'window', 'stride', 'read_frames'} else OWN_CLIPS
+        if preset == 'fast' and not given & {'epochs', 'seconds', 'limit'}: clips = clips | OWN_BUDGET
     if model in BASELINES:
         theirs, minutes = BASELINES[model]
         start = dict(decay='constant') | theirs | (MINUTES | minutes if preset == 'fast' else {}) | clips
@@ -344,5 +385,8 @@ def differences(
 ):  # dict: dotted name -> (the preset's default, this run's value)
     "What differs from the defaults of this dataset, preset and model, without what belongs to the machine."
     default = make_config(config.data.dataset, config.preset, config.model.name).flat()
-    return {k: (default[k], v) for k, v in config.flat().items()
-            if v != default[k] and k != 'precision' and not k.startswith('runtime.')}
+    (unit, n), *more = config.budget.stretches()
+    first = {f'budget.{unit}': math.ceil(n) if unit == 'epochs' else n} if more else {}  # as it was before `longer`
+    return {k: (default[k], v) for k, v in (config.flat() | first).items()
+            if v != default[k] and k not in ('precision', 'budget.start', 'budget.earlier')
+            and not k.startswith('runtime.') and not (more and k == 'budget.limit')}

@@ -131,7 +131,7 @@ def edit(run, **changes):
 # ---- what the commands do
 
 def test_train_tells_what_it_does(trained):
-    words = ['3 of 4 frames, 32x32 px', 'parameters', 'z_t (3, 4, ', 'on cpu, fp32', ' thread', '1 epochs',
+    words = ['3 clips, 4 frames each, 32x32 px', 'parameters', 'z_t (3, 4, ', 'on cpu, fp32', ' thread', '1 epochs',
              'PSNR, mean', 'mean frame', 'report.html']
     assert not [w for w in words if w not in trained.out], trained.out
 
@@ -169,7 +169,7 @@ def test_preset_and_seed_reach_the_run():
 def test_crops_drawn_in_each_step(trained):
     more = ['--set', 'window=crop', '--set', 'read_frames=4', '--set', 'frames=3', '--epochs', 1]
     r = done('train', 'golf', '--root', trained.root, *TINY, *more)
-    assert '3 of 4 frames' in r.out and 'z_t (3, 3, ' in r.out
+    assert '3 clips, 4 frames each' in r.out and 'z_t (3, 3, ' in r.out
 
 
 def test_evaluate_gives_the_same_scores(run):
@@ -467,7 +467,7 @@ def test_clips_too_short():
     refused(*train('folder', 'o'), names=['4'])
     own('o', ['long1', 'long2'], frames=5)
     r = done(*train('folder', 'o'))
-    assert 'clips       2 of 4 frames' in r.out and re.search(r'left out +2: short1.*3 frames', r.out), r.out
+    assert '2 clips, 4 frames each' in r.out and re.search(r'left out +2: short1.*3 frames', r.out), r.out
 
 
 def test_mixed_sizes():

@@ -87,7 +87,7 @@ def test_jobs_of_a_mask():
 def test_the_section_of_real_films(tmp_path, root):
     plan = Plan(roots=dict(weizmann=root), changes=SMALL)
     drawn, paper = jobs(plan)
-    assert paper.config.data.fit == 'whole' and len(drawn.config.data.leave_out.split(',')) == 3  # a sixth of 18
+    assert paper.config.data.fit == 'squeeze' and len(drawn.config.data.leave_out.split(',')) == 3  # a sixth of 18
     done = {'weizmann/exchange': 'the disk is full'}
     clips = load_clips(paper.config, paper.root)
     assert clips.static_names == ['daria', 'denis', 'eli', 'ira'] and clips.transient_names == ['jump', 'run', 'walk']
@@ -110,7 +110,7 @@ def test_the_section_of_real_films(tmp_path, root):
 
 def test_the_paper_says_shared_codes_itself(root):
     paper = jobs(Plan('paper', roots=dict(weizmann=root)))
-    assert [j.config.data.fit for j in paper] == ['crop', 'whole'] and paper[0].config.model.label == 'transient'
+    assert [j.config.data.fit for j in paper] == ['crop', 'squeeze'] and paper[0].config.model.label == 'transient'
     assert {(j.config.model.static_ids, j.config.model.transient_ids) for j in paper} == {('dataset', 'dataset')}
 
 

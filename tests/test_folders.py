@@ -156,6 +156,18 @@ def test_strips_of_any_width(wide, counts, want, tmp_path):
     assert tile_aspect(sorted(tmp_path.iterdir())) * 32 == want
 
 
+def test_lengths_of_the_films(root, load):
+    "Known also from the cache, and with some of the clips"
+    film(root / 'b.gif', np.concatenate([FILM, FILM])), film(root / 'short.gif', FILM[:3])
+    for i in range(2):
+        clips = load(root, window='even')
+        assert (clips.names, clips.lengths) == (['a', 'b'], [8, 16])
+    assert choose(clips, keep='b').lengths == clips.with_ids('clip').lengths[1:] == [16]
+    assert (clips.frames[1] == load(root, window='even', only=['b']).frames).all() and load_set('actors').lengths is None
+    first, last = (np.abs(clips.frames[0, i].astype(int) - FILM[j]).mean() for i, j in ((0, 0), (-1, -1)))
+    assert max(first, last) < 2 < np.abs(clips.frames[0, -1].astype(int) - FILM[3]).mean()
+
+
 def test_one_name_twice(root, load):
     film(root / 'a.webp'), film(root / 'b/c.gif'), film(root / 'b_c.gif'), film(root / 'd.gif')
     clips = load(root)

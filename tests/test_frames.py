@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from nvs_nb.core import NvsError
+from nvs_nb.data import frames as frames_module
 from nvs_nb.data.frames import TooShort, Window, is_film, open_rgb, read_film, read_images, read_tiles, series, square
 from nvs_nb.data.readers import find_sources, measure
 
@@ -197,6 +198,36 @@ def test_cut_short(mode, tmp_path):
     with pytest.raises(NvsError, match=r'a\.mp4: cut short or damaged after \d frames'): read(path, 12, mode=mode)
 
 
+@pytest.mark.parametrize('suffix, passes', [('mp4', 1), ('mkv', 2)])
+def test_spread_over_the_whole_film(suffix, passes, tmp_path, monkeypatch):
+    "A film that says how long it is, as those of phones do, is decoded once"
+    path, begun, movie = encode(tmp_path / f'a.{suffix}', film(23)), [], frames_module.movie
+    monkeypatch.setattr(frames_module, 'movie', lambda p: begun.append(p) or movie(p))
+    told = []
+    assert differ(read(path, 4, mode='even', told=told), small(film(23)[[0, 7, 15, 22]])) < 2
+    assert len(begun) == passes and told[-1] == 23
+    with pytest.raises(TooShort) as short: read(path, 24, mode='even')
+    assert short.value.n == 23
+
+
+@pytest.mark.parametrize('hint', [0, 5, 12, 10**12])
+def test_a_film_that_says_a_wrong_length(hint, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames_module, 'said', lambda path: hint)
+    path, want = encode(tmp_path / 'a.mp4', film(12)), small(film(12)[[0, 4, 7, 11]])
+    assert differ(read(path, 4, mode='even'), want) < 2
+    assert differ(read(path, 4), small(film(12)[:4])) < 2
+
+
+def test_spread_over_what_is_left_of_a_damaged_film(tmp_path):
+    options = dict(options={'g': '1', 'bf': '0'}, container_options={'movflags': 'faststart'})
+    path = encode(tmp_path / 'a.mp4', film(12), **options)
+    path.write_bytes(path.read_bytes()[:-path.stat().st_size//4])
+    told = []
+    read(path, 4, mode='even', told=told)
+    assert 4 <= told[-1] < 12
+    with pytest.raises(NvsError, match=r'a\.mp4: cut short or damaged after \d frames'): read(path, 12, mode='even')
+
+
 def test_order_and_seams(tmp_path):
     "Frames come as they are shown; a joined recording goes on behind the seam, in another size"
     first = encode(tmp_path / '1.ts', film(8), options={'bf': '3', 'crf': '4'})
@@ -233,6 +264,14 @@ def test_no_frame_is_kept(tmp_path):
         read(path, 6)
         assert not [o for o in gc.get_objects() if type(o) is av.VideoFrame and o.width > 2]
     finally: gc.enable()
+
+
+def test_bars_beside_a_tall_frame():
+    "As a phone that was held upright makes it: nothing of it is lost"
+    tall = np.asarray(square(Image.fromarray(np.full((96, 54, 3), 200, np.uint8)), 32, 'pad'))
+    assert (tall[:, 7:25] == 200).all() and not tall[:, :7].any() and not tall[:, 25:].any()
+    wide = square(Image.new('RGB', (40, 30), 'white'), 32, 'pad', ratio=2)  # pixels twice as wide as high: 80 x 30
+    assert wide[10:22].min() == 255 and not wide[:10].any() and not wide[22:].any()
 
 
 # ---------------------------------------------------------------- by content

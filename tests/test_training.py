@@ -137,7 +137,7 @@ def test_signal_saves_and_leaves(chairs, tmp_path, signum):
     assert t.stopped == signum and t.step in (7, 8)
     assert load_run(tmp_path / 'run')[3]['trainer']['step'] == t.step
     names = {x.name for x in (tmp_path / 'run').iterdir()}
-    assert names - {'.lock'} == {'checkpoint.pt', 'config.json', 'samples', 'metrics.jsonl'}
+    assert names - {'.lock'} == {'checkpoint.pt', 'clips.json', 'config.json', 'samples', 'metrics.jsonl'}
 
 
 def die_saving(run):

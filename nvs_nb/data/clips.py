@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED', 'SETS', 'to_float', 'to_uint8', 'refuse_misfits', 'Clips', 'load_chairs', 'load_actors', 'load_swings',
            'find_root', 'load_set', 'as_pattern', 'matching', 'choose', 'load_clips']
 
-# %% ../../nbs/1_method/03_clips.ipynb #167ba481
+# %% ../../nbs/1_method/03_clips.ipynb #9025108a
 import hashlib, os, re
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -15,10 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from ..config import Config
-from ..core import BIG, PATH, NvsError, array_of, indices, instance, shaped, shown, whole
-from .frames import FITS, Window, natural, read_tiles
+from ..core import BIG, PATH, NvsError, array_of, bar, indices, instance, shaped, shown, whole
+from .frames import FITS, WINDOWS, Window, natural, read_tiles
 from .phases import aligned_frames
 from .readers import digest, plain, read_clips
 from .synthetic import ACTIONS, IDENTITIES, actor, golfer
@@ -38,7 +37,7 @@ def to_uint8(
     shaped('torch.float (..., 3, H, W)', x=x)
     return x.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
-# %% ../../nbs/1_method/03_clips.ipynb #53f06fb9
+# %% ../../nbs/1_method/03_clips.ipynb #de7a0c8a
 def refuse_misfits(clips):
     "`NvsError` unless the parts of `Clips` fit together. Indices become int64; hashes of other frames are forgotten."
     instance(Clips, clips=clips)
@@ -56,9 +55,10 @@ def refuse_misfits(clips):
         fits = 0 <= x.min() and x.max() < len(codes)
         check(fits, f'{ids} runs from {x.min()} to {x.max()}, but there are {len(codes)} codes')
         setattr(clips, ids, x.astype(np.int64))
+    check(clips.lengths is None or len(clips.lengths) == shape[0], 'lengths must hold one number for each clip')
     if clips.digests and clips.digests[0] is not clips.frames: clips.digests = None  # `replace` brought other frames
 
-# %% ../../nbs/1_method/03_clips.ipynb #a906e3eb
+# %% ../../nbs/1_method/03_clips.ipynb #d44c0d5d
 @dataclass(eq=False)
 class Clips:
     "N clips of L frames, each with a static and a transient index. Parts that do not fit together are an `NvsError`."
@@ -71,6 +71,7 @@ class Clips:
     dataset: str = 'clips'    # its name
     skipped: list = field(default_factory=list)  # what was left out and why, one line each
     digests: tuple = None     # if they are known: these very frames, and a hash of each clip
+    lengths: list = None      # (N,) frames of the film that each clip was taken from, if known
 
     def __post_init__(self): refuse_misfits(self)
     def __len__(self): return len(self.frames)
@@ -86,8 +87,9 @@ class Clips:
             raise NvsError(f'{self.dataset}: clips {shown(idx)}, there are {len(self)}') from None
         frames = self.frames[idx]
         digests = self.digests and (frames, [self.digests[1][i] for i in idx])
+        lengths = self.lengths and [self.lengths[i] for i in idx]
         return replace(self, frames=frames, static_id=self.static_id[idx], transient_id=self.transient_id[idx],
-                       names=[self.names[i] for i in idx], digests=digests)
+                       names=[self.names[i] for i in idx], digests=digests, lengths=lengths)
 
     def with_ids(self, static='dataset', transient='dataset'):
         "The same clips under other maps, each as in the 'dataset', one code 'shared' by all, or one for each 'clip'."
@@ -114,7 +116,7 @@ class Clips:
         if not self.digests: self.digests = self.frames, [digest(clip) for clip in self.frames]
         return hashlib.sha256(repr((told, self.digests[1])).encode()).hexdigest()[:16]
 
-# %% ../../nbs/1_method/03_clips.ipynb #f6282f2b
+# %% ../../nbs/1_method/03_clips.ipynb #626dc81e
 EMBEDDED = Path(str(files('nvs_nb')))/'embedded'
 
 def load_chairs(size, window):
@@ -140,7 +142,7 @@ def load_swings(size, window, n=32):
     "`n` golf swings, each golfer another one. One shared static code."
     whole(1, 10**6, n=n), instance(Window, window=window)
     names = [f'golfer{i:02d}' for i in range(n)]
-    drawn = tqdm(range(n), desc='drawing clips', unit='clip', delay=1, leave=False)
+    drawn = bar(range(n), 'drawing clips', leave=False)
     return np.array([golfer(i, window.frames, size) for i in drawn]), names, ['shared']*n, names
 
 # %% ../../nbs/1_method/03_clips.ipynb #4e7bd221
@@ -162,17 +164,17 @@ def find_root(name):
     raise NvsError(f'dataset {name}: its files are needed; give their folder as root (--root), '
                    'or the one above it as NVS_DATA')
 
-# %% ../../nbs/1_method/03_clips.ipynb #d1924be5
+# %% ../../nbs/1_method/03_clips.ipynb #5a08e2a4
 def load_set(
     name,            # a key of SETS
     root=None,       # folder of the files, for datasets that are not embedded (default: $NVS_DATA/<name>)
     size=64,         # height and width in pixels: 32, 64, 128, ...
     frames=16,       # L, frames of a clip
-    window='first',  # the 'first' L frames, or a 'random' window of each clip
+    window='first',  # of each clip the 'first' L frames, a 'random' window, or L spread 'even'ly over all of it
     stride=1,        # 2 keeps every other frame
     seed=0,          # of the random windows, and of the clips drawn
     cache=None,      # folder of decoded clips (None: $NVS_CACHE, else ~/.cache/nvs_nb); False: no cache
-    fit='crop',      # of frames that are not square: the centre, the 'whole' squeezed, or a 'person' (see `follow`)
+    fit='crop',      # of frames that are not square: the centre, or as `square` and `follow` say
     draw=0,          # clips drawn at random, of datasets that are read; 0, or more than there are: all
     only=None,       # names of clips of a dataset that is read: the others are passed over, as if they were not there
     tile=0,          # width of a frame in strips, height in stacks, in pixels; 0: guessed
@@ -184,10 +186,10 @@ def load_set(
         if type(value) is not int or not least <= value <= BIG:
             raise NvsError(f'{option} {shown(value)}: a whole number of at least {least} is needed')
     if size & size-1: raise NvsError(f'size {size}: a power of two is needed (32, 64, 128, ...)')
-    if window not in ('first', 'random'): raise NvsError(f'window {window!r}: choose first or random')
+    if window not in WINDOWS: raise NvsError(f'window {window!r}: choose {", ".join(WINDOWS)}')
     if fit not in FITS: raise NvsError(f'fit {fit!r}: choose {", ".join(FITS)}')
     if name not in SETS: raise NvsError(f'dataset {name!r}: unknown; choose one of {", ".join(SETS)}')
-    win, skipped, digests = Window(frames, window, stride, seed), [], None
+    win, skipped, digests, lengths = Window(frames, window, stride, seed), [], None, None
     if name == 'chairs' and root: name = 'chair-cad'
     if name in ('chairs', 'actors', 'swings'):
         if root: raise NvsError(f'root {root}: the {name} are drawn, not read')
@@ -201,11 +203,11 @@ def load_set(
     else:
         u8, meta = read_clips(name, root or find_root(name), size, win, cache, fit, draw, only, tile)
         names, statics, transients, skipped = (meta[k] for k in ('names', 'statics', 'transients', 'skipped'))
-        digests = u8, meta['digests']
+        digests, lengths = (u8, meta['digests']), meta['lengths']
         s_names, t_names = sorted(set(statics), key=natural), sorted(set(transients), key=natural)
     places = [{code: i for i, code in enumerate(codes)} for codes in (s_names, t_names)]
     ids = [np.array([place[x] for x in labels]) for place, labels in zip(places, (statics, transients))]
-    return Clips(u8, *ids, names, s_names, t_names, name, skipped, digests)
+    return Clips(u8, *ids, names, s_names, t_names, name, skipped, digests, lengths)
 
 # %% ../../nbs/1_method/03_clips.ipynb #d4f9b793
 def as_pattern(name):
@@ -248,7 +250,7 @@ def choose(
     return replace(some, static_id=s, static_names=[clips.static_names[i] for i in s_used],
                    transient_id=t, transient_names=[clips.transient_names[i] for i in t_used])
 
-# %% ../../nbs/1_method/03_clips.ipynb #f19c7927
+# %% ../../nbs/1_method/03_clips.ipynb #740d91b6
 def load_clips(
     config,     # `Config`
     root=None,  # folder of the files, for datasets that are not embedded
@@ -257,7 +259,7 @@ def load_clips(
     "The clips that a configuration asks for, under its id maps. Errors are those of `load_set`."
     instance(Config, config=config)
     d, m = config.data, config.model
-    window = d.window if d.window == 'random' else 'first'  # crops are drawn in each step, from all that is read
+    window = d.window if d.window in WINDOWS else 'first'  # crops are drawn in each step, from all that is read
     clips = load_set(d.dataset, root or None, d.size, d.read_frames or d.frames, window, d.stride, d.draw_seed,
                      fit=d.fit, draw=d.draw, only=only, tile=d.tile)
     if only is None: clips = choose(clips, d.keep, d.leave_out)

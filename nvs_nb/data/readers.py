@@ -9,16 +9,15 @@ __all__ = ['IMAGES', 'VIDEOS', 'SYSTEM', 'NOWHERE', 'READERS', 'CACHE_VERSION', 
            'cache_entries', 'trim', 'clear_cache', 'stamp', 'contents', 'hash_file', 'small_json', 'npy_header',
            'read_cache', 'seal', 'write_meta', 'write_cache', 'measure', 'drawn', 'read_clips']
 
-# %% ../../nbs/library/readers.ipynb #74015367
+# %% ../../nbs/library/readers.ipynb #e5c53549
 import contextlib, hashlib, io, json, math, os, re, tempfile, unicodedata, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from tqdm.auto import tqdm
-from ..core import (MARK, PATH, NvsError, atomic_write, expand, instance, made_in, one_of, printable, read_json,
-                         whole, write_json)
+from ..core import (MARK, PATH, NvsError, atomic_write, bar, expand, instance, made_in, one_of, printable,
+                         read_json, whole, write_json)
 from .frames import (DECODER, FITS, Film, TooShort, Window, decoding, is_film, natural, open_picture,
                                 open_rgb, opened, read_film, read_images, read_tiles, series, show, shrink,
                                 tile_step)
@@ -214,7 +213,7 @@ def find_sources(
         raise NvsError(f'{root}: no clips in it{there}; expected {READERS[reader].__doc__.split(". ")[0]}')
     return sources, trouble + others*(reader == 'folder')
 
-# %% ../../nbs/library/readers.ipynb #353094f9
+# %% ../../nbs/library/readers.ipynb #9553e349
 def room(
     shape,        # of an array of bytes
     folder=None,  # where there is space for large ones
@@ -236,20 +235,21 @@ def decode(
     size,        # height and width to come, in pixels
     fit='crop',  # see `square`
     folder=None, # for datasets that are too large for memory
-):  # uint8 (N, L, size, size, 3), numbers of the sources that these are; lines about damaged and about short ones
-    "Decode the sources, and leave out those that cannot be used."
-    frames, kept, bad, short = None, [], [], []
-    for i, source in enumerate(tqdm(sources, desc='decoding clips', unit='clip', delay=1, leave=False)):
-        try: clip = source.read(name=source.name, window=window, size=size, fit=fit)
-        except TooShort as e: short.append(f'{source.name}: {e.n} frames, {window.span} needed')
+):  # uint8 (N, L, size, size, 3), numbers of the sources that these are, lines about bad and short ones, lengths
+    "Decode the sources, and leave out those that cannot be used. A length: frames of the film that a clip is of."
+    frames, kept, bad, short, lengths = None, [], [], [], []
+    for i, source in enumerate(bar(sources, 'decoding clips', leave=False)):
+        told = []
+        try: clip = source.read(name=source.name, window=replace(window, told=told), size=size, fit=fit)
+        except TooShort as e: short.append(f'{source.name}: {e.n} frame{"s"*(e.n != 1)}, {window.span} needed')
         except NvsError as e: bad.append(printable(e))
         else:
             if frames is None: frames = room((len(sources), window.frames, size, size, 3), folder)
             frames[len(kept)] = clip
-            kept.append(i)
-    return frames if frames is None else frames[:len(kept)], kept, bad, short
+            kept.append(i), lengths.append(told[-1])
+    return frames if frames is None else frames[:len(kept)], kept, bad, short, lengths
 
-CACHE_VERSION = 5  # a new number makes all older cache entries stale: count up when decoding changes
+CACHE_VERSION = 6  # a new number makes all older cache entries stale: count up when decoding changes
 LIMIT = 20.        # gigabytes of the cache, unless $NVS_CACHE_LIMIT says another number
 LARGE = 2**28      # bytes: larger files are known by their place and times, and never read just to know them
 
@@ -316,7 +316,7 @@ def contents(files, root, home):  # a text for each file, and what writes the in
     size, times or place have changed."""
     index = home/f'index-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:20]}.json'
     known, seen = small_json(index, 2**28), {}
-    for f in tqdm(files, desc='reading files', unit='file', delay=1, leave=False):
+    for f in bar(files, 'reading files', leave=False):
         key = str(f.relative_to(root))
         try:
             now, was = stamp(f), known.get(key) if isinstance(known, dict) else None
@@ -360,7 +360,7 @@ def read_cache(
     if not isinstance(meta, dict) or not all(fits(*x) for x in META.items()): return
     if meta.get('seal') != seal(path, meta): return
     kept, digests = meta['kept'], meta['digests']
-    if not len(kept) == len(digests) > 0 or sorted({*kept}) != kept: return
+    if not len(kept) == len(digests) == len(meta['lengths']) > 0 or sorted({*kept}) != kept: return
     if not 0 <= kept[0] <= kept[-1] < len(sources): return
     shape = len(kept), *shape
     head = npy_header(shape)
@@ -376,7 +376,7 @@ def read_cache(
     except (OSError, NvsError): return
     return frames, meta
 
-META = dict(kept=int, bad=str, short=str, digests=str, stamp=int)  # lists, in the JSON file of an entry
+META = dict(kept=int, bad=str, short=str, digests=str, lengths=int, stamp=int)  # lists, in the JSON file of an entry
 
 def seal(path, meta):
     "A hash of what an entry says, and of its name."
@@ -439,7 +439,7 @@ def read_clips(
     draw=0,      # clips drawn at random, with the seed of the window; 0: all
     only=None,   # names; all other clips are passed over in silence
     tile=0,      # see `find_sources`
-):  # uint8 (N, L, size, size, 3), dict of names, statics, transients, skipped, digests
+):  # uint8 (N, L, size, size, 3), dict of names, statics, transients, skipped, digests, lengths
     """All clips below `root`, from the cache or decoded. Those that cannot be used are left out and told in `skipped`;
     `NvsError` if none is left."""
     instance(PATH, root=root), instance(Window, window=window), whole(1, size=size), whole(draw=draw)
@@ -457,14 +457,14 @@ def read_clips(
         seen, write_index = contents(files, root, cache_home(cache))
         seen = iter(seen)
         told = [[s.name, s.read.keywords, [(f.name, next(seen)) for f in s.files]] for s in wanted]
-        text = json.dumps([CACHE_VERSION, DECODER, reader, vars(window), size, fit, told])
+        text = json.dumps([CACHE_VERSION, DECODER, reader, repr(window), size, fit, told])
         path = cache_home(cache)/f'{reader}-{hashlib.sha256(text.encode()).hexdigest()[:20]}'
         hit = read_cache(path, wanted, shape)
     if hit: frames, meta = hit
     else:
-        frames, kept, bad, short = decode(wanted, window, size, fit, None if cache is False else path.parent)
+        frames, kept, bad, short, lengths = decode(wanted, window, size, fit, None if cache is False else path.parent)
         bad = [line.replace(f'{printable(root)}/', '') for line in bad]
-        meta = dict(kept=kept, bad=bad, short=short, digests=[digest(f) for f in frames] if kept else [])
+        meta = dict(kept=kept, bad=bad, short=short, lengths=lengths, digests=[*map(digest, frames)] if kept else [])
         if kept and cache is not False:
             write_cache(path, frames, meta, limit)
             frames, _ = read_cache(path, wanted, shape) or (frames, meta)
@@ -476,4 +476,5 @@ def read_clips(
         few = '; '.join(meta['bad'][:3] + ['...']*(len(meta['bad']) > 3))
         warnings.warn(f'{root}: {len(meta["bad"])} of {len(wanted)} clips left out: {few}', stacklevel=2)
     return frames, dict(names=[s.name for s in kept], statics=[s.static for s in kept],
-                        transients=[s.transient for s in kept], skipped=skipped, digests=meta['digests'])
+                        transients=[s.transient for s in kept], skipped=skipped, digests=meta['digests'],
+                        lengths=meta['lengths'])

@@ -10,15 +10,14 @@ __all__ = ['KNOWN', 'CAP', 'PCA_SIDE', 'WINDOW', 'WEIGHTS', 'VGG_URL', 'VGG_SHA2
            'looks_of', 'motion', 'real_motion', 'log_distance', 'mcs', 'mcs_floor', 'mcs_scores', 'numbers',
            'pixel_scores', 'pca_scores', 'score', 'controls', 'main']
 
-# %% ../../nbs/2_scores/08_scores.ipynb #7dda2f08
+# %% ../../nbs/2_scores/08_scores.ipynb #9db8d1eb
 import argparse, hashlib, io, os, time
 from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
-from ..core import (PATH, NvsError, array_of, atomic_write, finite, instance, make_rng, one_line, one_of,
+from ..core import (PATH, NvsError, array_of, atomic_write, bar, finite, instance, make_rng, one_line, one_of,
                          out_of_memory, shaped, whole, write_json)
 from ..data.clips import Clips, load_set
 from ..data.download import fetch
@@ -128,7 +127,7 @@ def pca_frames(real, nbytes):  # (uint8 clips, number of components, bytes that 
     for b in blocks(F, max(1, 2**24//P)): out[b] = (weights[b] @ basis + torch.from_numpy(mean)).round().clamp(0, 255)
     return out.reshape(real.shape), k, P + k*each
 
-# %% ../../nbs/2_scores/08_scores.ipynb #59bf6407
+# %% ../../nbs/2_scores/08_scores.ipynb #8026e095
 WINDOW = 11  # pixels of SSIM's Gaussian window
 WEIGHTS = np.exp(-((np.arange(WINDOW) - WINDOW//2)/1.5)**2/2)
 WEIGHTS /= WEIGHTS.sum()
@@ -158,10 +157,10 @@ def frame_ssim(p, q):  # float64 (F,)
 def ssim(real, fake, progress=False):  # (N,) in [-1, 1]
     "SSIM of each clip: the mean over its frames (Gaussian window, sigma 1.5, range 1)."
     real, fake = clips_of(real, fake, same=True, least=WINDOW)
-    pairs = tqdm(zip(real, fake), total=len(real), desc='SSIM', disable=not progress)
+    pairs = bar(zip(real, fake), 'scoring SSIM', progress, total=len(real))
     return np.array([frame_ssim(a, b).mean() for a, b in pairs])
 
-# %% ../../nbs/2_scores/08_scores.ipynb #14505e89
+# %% ../../nbs/2_scores/08_scores.ipynb #6057367e
 def fcs(clips, count_first=True, consecutive=False, progress=False):  # (N,)
     """Frame consistency score (section 4.2) of each clip: mean SSIM of its frames with frame 1, which counts or not.
     `consecutive`: of each frame with the one before it, L-1 pairs."""
@@ -170,7 +169,7 @@ def fcs(clips, count_first=True, consecutive=False, progress=False):  # (N,)
     def one(c):
         s = frame_ssim(c[1:], c[:-1] if consecutive else c[:1])
         return np.mean([*s, *[1.]*(count_first and not consecutive)])
-    return np.array([one(c) for c in tqdm(clips, desc='FCS', disable=not progress)])
+    return np.array([one(c) for c in bar(clips, 'scoring FCS', progress)])
 
 # %% ../../nbs/2_scores/08_scores.ipynb #fc3f3723
 class VGGFeatures(nn.Module):
@@ -252,7 +251,7 @@ def feature_net(path=''):
     "The network that `find_vgg` finds for `path`; with '' one with random weights."
     return find_vgg(path)[0] if path else untrained_vgg()
 
-# %% ../../nbs/2_scores/08_scores.ipynb #68305f12
+# %% ../../nbs/2_scores/08_scores.ipynb #c0aaa460
 @torch.inference_mode()
 def vgg_features(frames, net, batch=64):  # uint8 (..., H, W, 3) -> float32 (..., F) on the CPU
     "relu3_3 features of every frame, `batch` at a time, flattened: F = 256 x 16 x 16 for 64 x 64 pixels."
@@ -283,7 +282,7 @@ def motion(
     instance(nn.Module, net=net), instance(bool, looks=looks)
     clips, = clips_of(clips, least=8)
     out = {k: [] for k in (*MODES, *['looks']*looks)}
-    for c in tqdm(clips, desc='VGG', disable=not progress):
+    for c in bar(clips, 'scoring motion', progress):
         f = vgg_features(c, net)
         d = f.diff(dim=0)
         for k, v in zip(out, (d.abs().mean(0), d.mean(0), looks and looks_of(f))): out[k].append(v)
@@ -395,12 +394,12 @@ def score(
     cards['mcs'] = cards['mcs'] | vgg.source if vgg else dict(left_out=mcs_reason or 'no feature network was given')
     return out | dict(cards=cards)
 
-# %% ../../nbs/2_scores/08_scores.ipynb #d0a92bc2
+# %% ../../nbs/2_scores/08_scores.ipynb #6daa42bb
 def controls(real, vgg=None, progress=False):  # dict: name of the known answer -> flat dict of scores
     "The scores of clips made from the real ones in a known way; without a network no MCS."
     instance((nn.Module, None), vgg=vgg)
     out, f = {}, motion(real, vgg) if vgg else None
-    for name, make in tqdm(KNOWN.items(), desc='controls', disable=not progress):
+    for name, make in bar(KNOWN.items(), 'scoring controls', progress):
         fake = make(real)
         s = pixel_scores(real, fake) | dict(fcs=fcs(fake).mean(), fcs_consecutive=fcs(fake, consecutive=True).mean())
         if vgg: s |= numbers(mcs_scores(f, f if fake is real else motion(fake, vgg)))

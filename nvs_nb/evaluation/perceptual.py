@@ -8,16 +8,15 @@ __all__ = ['NETS', 'LEAST', 'FILES', 'SCALES', 'PAIRS', 'FVD_LEAST', 'CARD', 'KN
            'kvd', 'ms_ssim', 'optical_flow', 'warped', 'warping_error', 'read_i3d', 'i3d_features', 'frechet', 'fvd',
            'perceptual_scores', 'set_scores', 'noisy', 'perceptual_controls', 'main']
 
-# %% ../../nbs/library/perceptual.ipynb #8f9a19e2
+# %% ../../nbs/library/perceptual.ipynb #74f124f6
 import argparse, hashlib, importlib.util, io, os, pickle, time, warnings
 from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
-from ..core import (PATH, NvsError, array_of, finite, instance, make_rng, one_line, one_of, out_of_memory, shaped,
-                         whole, write_json)
+from ..core import (PATH, NvsError, array_of, bar, finite, instance, make_rng, one_line, one_of, out_of_memory,
+                         shaped, whole, write_json)
 from ..data.clips import load_set
 from .metrics import (KNOWN, LOOKS, VGGFeatures, WINDOW, clips_of, frozen, looks_of, mean_frame,
                                        numbers, vgg_features, window_mean)
@@ -62,7 +61,7 @@ class LPIPS(nn.Module):
         pairs = zip(self.features(a), self.features(b), self.heads)
         return sum(((unit(x) - unit(y)).square()*w.view(-1, 1, 1)).sum(1).mean((1, 2)) for x, y, w in pairs)
 
-# %% ../../nbs/library/perceptual.ipynb #7ff47de9
+# %% ../../nbs/library/perceptual.ipynb #8d6fb2e1
 FILES = dict(alex=('alexnet.ckpt', 'AlexNet_0', '443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1'),
              vgg=('vgg16.ckpt', 'VGG16_0', '2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d'))
 
@@ -117,7 +116,7 @@ def lpips(real, fake, net, batch=64, progress=False):  # (N,); 0 for identical c
     real, fake = clips_of(real, fake, same=True, least=LEAST[net.net])
     a, b = (c.reshape(-1, *c.shape[2:]) for c in (real, fake))
     some = lambda x, i: torch.from_numpy(np.array(x[i:i+batch])).to(net.mean.device)
-    steps = tqdm(range(0, len(a), batch), desc='LPIPS', disable=not progress)
+    steps = bar(range(0, len(a), batch), 'scoring LPIPS', progress)
     return torch.cat([net(some(a, i), some(b, i)).cpu() for i in steps]).view(len(real), -1).mean(1).double().numpy()
 
 def looks(sets):  # list of uint8 (N, L, H, W, 3) -> list of (N, LOOKS, H, W, 3)

@@ -283,7 +283,7 @@ def jobs(plan, mask=None):
         clips = load_clips(j.config, j.root)
         some = dict(keep=mask_names(mask, clips)) if mask else dict(leave_out=holes(clips, 1/3 if drawn else 1/6))
         return replace(j, config=j.config.replace(**some))
-    return [job('exchange', mask), *([] if drawn else [job('exchange-paper', TABLE3, fit='whole')])]
+    return [job('exchange', mask), *([] if drawn else [job('exchange-paper', TABLE3, fit='squeeze')])]
 
 def exchange_parts(d, name):
     "Parts of a `Section`, and data, of a `Done`; generated films beside their originals only where these are embedded."

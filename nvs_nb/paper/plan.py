@@ -6,16 +6,15 @@
 __all__ = ['SCALES', 'RELATIVE', 'ARCHIVE', 'TITLE', 'SAID', 'TERMINAL', 'Job', 'job_path', 'known', 'Plan', 'ScoreAt',
            'train_and_score', 'work', 'finished', 'progress_of', 'start', 'why_ended', 'run_jobs', 'Done', 'open_job']
 
-# %% ../../nbs/library/plan.ipynb #16abec34
+# %% ../../nbs/library/plan.ipynb #6f279e24
 import multiprocessing, os, signal, sys, threading
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 from torch import nn
-from tqdm.auto import tqdm
 from ..config import MODELS, Config, make_config, place
-from ..core import (PATH, STOPS, NvsError, finite, hold, instance, one_line, one_of, parse_json, pick_device,
+from ..core import (PATH, STOPS, NvsError, bar, finite, hold, instance, one_line, one_of, parse_json, pick_device,
                          read_text, stop_signals, whole, write_json)
 from ..data.clips import Clips, load_clips
 from ..models.build import LATENT
@@ -128,7 +127,7 @@ def work(job, folder, *args):
     sys.stderr = (job_path(job, folder)/'log.txt').open('w', encoding='utf-8')
     with one_line(): train_and_score(job, folder, *args)
 
-# %% ../../nbs/library/plan.ipynb #88cd4204
+# %% ../../nbs/library/plan.ipynb #5fd9beef
 def finished(path, vgg):
     "Whether a run directory is trained and scored, with ImageNet features if `vgg` names some."
     try: scores = read_scores(path)
@@ -180,9 +179,8 @@ def run_jobs(
     if not todo: return {j.name: '' for j in jobs}
     n = side_by_side or (1 if device.type == 'cuda' else min(os.cpu_count() or 1, len(todo)))
     waiting = [*todo][::-1]
-    shape = dict(dynamic_ncols=True, mininterval=1,
-                 bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
-    with hold(folder), stop_signals() as stop, tqdm(total=len(todo), disable=not progress, **shape) as bar:
+    shown = bar(doing='training', show=progress, total=len(todo), mininterval=1)
+    with hold(folder), stop_signals() as stop, shown:
         try:
             while (waiting or running) and not stop:
                 while waiting and len(running) < n:
@@ -192,9 +190,9 @@ def run_jobs(
                 for path in [path for path, p in running.items() if not p.is_alive()]:
                     why[path] = why_ended(running.pop(path), path)
                 now = {todo[path].name: progress_of(path, todo[path].config.budget) for path in running}
-                bar.update(len(why) + .95 * sum(share for share, _ in now.values()) - bar.n)
+                shown.update(len(why) + .95 * sum(share for share, _ in now.values()) - shown.n)
                 told = ', '.join(name + (f' {psnr:.1f} dB' if psnr else '') for name, (_, psnr) in now.items())
-                bar.set_postfix_str(f'{len(why)} of {len(todo)} trainings; now {told}', refresh=False)
+                shown.set_postfix_str(f'{len(why)} of {len(todo)} trainings; now {told}', refresh=False)
         finally:
             for p in running.values(): p.terminate()
             for p in running.values(): p.join()

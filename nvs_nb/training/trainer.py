@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['Callback', 'Metrics', 'Progress', 'Samples', 'Checkpoints', 'stamp', 'Trainer']
 
-# %% ../../nbs/library/trainer.ipynb #18ea2f0b
+# %% ../../nbs/library/trainer.ipynb #2e79e9d9
 import contextlib, json, math, time, warnings
 from pathlib import Path
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from ..config import Config
-from ..core import (PATH, NvsError, atomic_write, explain, finite, flush, hold, instance, pick_device,
+from ..core import (PATH, NvsError, atomic_write, bar, explain, finite, flush, hold, instance, pick_device,
                          stop_signals, whole, write_json, writing)
 from ..data.clips import Clips
 from ..viz import save_strip
@@ -20,12 +19,12 @@ from ..models.build import LATENT, build_model
 from ..models.gan import new_clips
 from ..models.nvs import generate
 from . import runtime
-from .checkpoint import (describe_clips, load_optimizer, load_run, read_metrics, same_clips,
-                                        save_checkpoint)
+from .checkpoint import (CLIPS, describe_clips, load_optimizer, load_run, read_metrics, same_clips,
+                                        save_checkpoint, told_clips)
 from .sampler import Batch, Sampler, steps_per_epoch
 from .steps import training_step
 
-# %% ../../nbs/library/trainer.ipynb #9dea79b2
+# %% ../../nbs/library/trainer.ipynb #642b8125
 class Callback:
     "Something that happens while a `Trainer` trains."
     def start(self, t): pass
@@ -43,14 +42,13 @@ class Metrics(Callback):
     def end(self, t): t.log()
 
 class Progress(Callback):
-    "A bar with the latest numbers."
+    "A bar with the latest numbers; where nobody sees it move, a line for each tenth of the way."
     def start(self, t):
-        self.bar = tqdm(total=t.c.budget.seconds or t.steps, initial=self.now(t), disable=not t.progress,
-            dynamic_ncols=True, mininterval=.5, bar_format='{percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}')
-    def now(self, t): return round(t.done() * (t.c.budget.seconds or t.steps), 1)
+        self.bar = bar(doing='training', total=100., initial=self.now(t), show=t.progress, mininterval=.5, delay=0)
+    def now(self, t): return round(100 * t.done(), 2)
     def step(self, t):
         if t.metrics and t.metrics[-1]['step'] == t.step:
-            shown = {k: t.metrics[-1][k] for k in ('loss', 'psnr', *t.model.TERMS) if k in t.metrics[-1]}
+            shown = {k: t.metrics[-1][k] for k in ('psnr', 'loss', *t.model.TERMS) if k in t.metrics[-1]}
             told = ', '.join(f'{k} {v:.3g}' for k, v in [*shown.items()][:3])
             self.bar.set_postfix_str(f'{told}, {t.clips_seen / max(t.seconds, 1e-9):.0f} clips/s', refresh=False)
         self.bar.update(self.now(t) - self.bar.n)
@@ -88,7 +86,7 @@ class Checkpoints(Callback):
         self.last = t.seconds
         t.save()
 
-# %% ../../nbs/library/trainer.ipynb #7d847fbf
+# %% ../../nbs/library/trainer.ipynb #063e2acf
 def stamp(run):
     "What tells the checkpoint of a run directory from any other one; None if there is none."
     path = run and Path(run)/'checkpoint.pt'
@@ -124,7 +122,7 @@ class Trainer:
         self.build(runtime.settle(config, self.device), clips)
         more = [Checkpoints(save_every), Samples(sample_every)] if run else []
         self.callbacks = [Metrics(log_every), Progress(), *callbacks, *more]
-        self.found = stamp(run)
+        self.found, self.begun = stamp(run), False
 
     def build(self, c, clips):
         "Model, optimisers, sampler; nothing trained yet. `NvsError` if they do not fit together."
@@ -254,9 +252,11 @@ class Trainer:
             lines, path = ''.join(json.dumps(m) + '\n' for m in self.metrics), self.run/'metrics.jsonl'
             if path.exists() and path.read_text(encoding='utf-8') != lines:  # those of lost steps, or half a line, go
                 atomic_write(path, lambda tmp: tmp.write_text(lines, encoding='utf-8'))
-            if not self.found:
-                self.save()  # step 0: something to go on with, whatever comes
+            if not self.begun:
+                self.save()  # before the first step: something to go on with, whatever comes
                 write_json(self.run/'config.json', self.c.to_dict())
+                if not (self.run/CLIPS).exists(): write_json(self.run/CLIPS, told_clips(self.clips))
+                self.begun = True
             yield
 
     def save(self):
@@ -279,15 +279,21 @@ class Trainer:
     def resume(cls,
         run,    # run directory
         clips,  # the same `Clips`
+        epochs=None, seconds=None,  # train for so many more, with learning rates that start anew; None: as was planned
         **kw,   # other arguments of `Trainer`
     ):
-        "The trainer of an interrupted run, where it stopped. Other clips, or no training state, raise `NvsError`."
+        "The trainer of a run, where it stopped or ended. Other clips, or no training state, raise `NvsError`."
+        if epochs is not None: whole(1, 10**6, epochs=epochs)
+        if seconds is not None: finite(.1, 10**6, seconds=seconds)
         found, (model, config, about, state) = stamp(run), load_run(run)
         saved = state.get('trainer')
         if not saved: raise NvsError(f'{run}: weights only; nvs generate can use it, nvs resume cannot')
+        if more := epochs is not None or seconds is not None:
+            at = saved['step'] / steps_per_epoch(config, len(about['names']))
+            config = config.longer((at, saved['seconds']), epochs, seconds)
         t = cls(config, clips, **kw)
         same_clips(run, about, t.clips)
-        t.run, t.found, t.root = Path(run), found, about['root']
+        t.run, t.found, t.root, t.begun = Path(run), found, about['root'], not more
         t.about = {k: v for k, v in about.items() if k != 'root'}
         t.callbacks += [Checkpoints(kw.get('save_every', 60.)), Samples(kw.get('sample_every', 60.))]
         try: t.restore(model.state_dict(), saved)
