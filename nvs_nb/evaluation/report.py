@@ -8,13 +8,14 @@ __all__ = ['LABEL', 'LISTED', 'device_name', 'score_all', 'perceptual_rows', 'fv
            'strips', 'curves', 'pairs', 'setting', 'command', 'reconstructions', 'new_samples', 'summary', 'sizes',
            'left_out', 'how', 'finish']
 
-# %% ../../nbs/library/report.ipynb #0690053c
+# %% ../../nbs/library/report.ipynb #2ba50805
 import json
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from .. import __version__
 from ..config import Config, differences
 from ..core import NvsError, PATH, array_of, instance, printable, read_json, shell_line, shown, whole, write_json
 from ..data.clips import Clips
@@ -228,7 +229,7 @@ def pairs(real, fake, vgg):
     which = nearest(distances(*(motion(c, vgg, looks=True)['looks'] for c in (fake, real))))[1].numpy()
     return np.stack([x for i, j in enumerate(which) for x in (fake[i], real[j])]), which
 
-# %% ../../nbs/library/report.ipynb #6c11fd7c
+# %% ../../nbs/library/report.ipynb #a9490538
 LISTED = 1000  # clips in the table of a page, the worst ones
 
 def setting(x):
@@ -284,7 +285,11 @@ def summary(config, scores):  # list of texts
     random = '**Features of a VGG16 with random weights: these scores cannot be compared with others.**'
     told = (f'Model `{config.model.name}`, preset `{config.preset}`{trained.format(**scores)}, {config.precision}. '
             f'Scored with the final weights; device: {scores["device"]}.')
-    return [told, *[random]*('net' in net and 'sha256' not in net)]
+    what = ('A network has learnt to draw these clips from codes, short lists of numbers: a static code that stays the '
+            'same over a clip, and a transient code for each frame. What is called generated is drawn from them alone.'
+            if config.model.name in LATENT else
+            'A network has learnt to draw clips like these from random numbers; what is called new is drawn from them.')
+    return [what, told, *[random]*('net' in net and 'sha256' not in net)]
 
 def sizes(run, clips, scores):  # `Section`
     "What a run takes on disk, and its clips."
@@ -292,10 +297,10 @@ def sizes(run, clips, scores):  # `Section`
     rows[f'{n:,} parameters as 32-bit floats'] = 4*n
     rows['the same packed with 8 bits, by `nvs pack`'] = scores['packed_bytes']
     if (path := Path(run)/'checkpoint.pt').exists():
-        rows['`checkpoint.pt`, with what training needs to go on'] = path.stat().st_size
+        rows['`checkpoint.pt` as it is'] = path.stat().st_size
     rows['the clips, every pixel as it is'] = clips.frames.nbytes
     cells = [[what, f'{size/1e6:.2f}', f'{size/len(clips)/1e3:.1f}'] for what, size in rows.items()]
-    return Section('File sizes', [Table(['', 'MB', 'kB a clip'], cells)])
+    return Section('File sizes', [Table(['what', 'MB', 'kB a clip'], cells)])
 
 def left_out(clips):  # list of `Section`, empty if no clip was left out
     "Which clips could not be used, and why."
@@ -309,7 +314,8 @@ def how(config, root):  # `Section`
     changed = [[f'`{k}`', *(literal(setting(x)) for x in two)] for k, two in differences(config).items()]
     told = 'Settings that differ from the preset:' if changed else 'All settings are those of the preset.'
     return Section('How to make it again', [
-        Listing(command(config, root)), told, *[Table(['setting', 'default', 'here'], changed)]*bool(changed),
+        f'With nvs_nb {__version__} and torch {torch.__version__}:', Listing(command(config, root)),
+        told, *[Table(['setting', 'default', 'here'], changed)]*bool(changed),
         Listing(json.dumps(config.to_dict(), indent=2), 'The whole configuration')])
 
 def finish(

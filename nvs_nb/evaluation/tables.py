@@ -101,7 +101,7 @@ def as_text(table):
     instance(Table, table=table)
     return text_table([table.head, *table.rows], left=[0])
 
-# %% ../../nbs/library/tables.ipynb #c277e050
+# %% ../../nbs/library/tables.ipynb #b9b861b3
 def inline(text):  # `Markup`
     "The small markup of a text as HTML; everything else is escaped."
     parts = re.split('`([^`]+)`', html.escape(str(text)).replace('&amp;#', '&#'))  # every second one is code
@@ -137,7 +137,7 @@ def view(part, folder):  # what the template shows: a text, or a dict
             if len(r) != len(part.head): raise ValueError(f'{len(r)} cells for {len(part.head)} columns: {shown(r)}')
         rows = [[*map(str, r)] for r in part.rows]
         return told | dict(kind='table', head=[*map(str, part.head)], rows=rows,
-                           numeric=numeric(rows) or [False]*len(part.head))
+                           numeric=numeric(rows) or [False]*len(part.head), told='\n' in ''.join(sum(rows, [])))
     path, encoded = Path(folder)/part.file, lambda data: base64.b64encode(data).decode()
     if part.file.endswith('.png'):
         with Image.open(path) as image: width, height = image.size

@@ -45,7 +45,10 @@ for (const film of document.querySelectorAll('.film')) {
     show()
   }
   play.onclick = video.onclick = () => want(!video.dataset.wanted)
-  slider.oninput = () => { want(false), video.currentTime = (slider.value - .5) / fps }
+  slider.oninput = () => {
+    const time = (slider.value - .5) / fps
+    want(false), video.currentTime = time
+  }
   slider.onchange = show
   big.title = 'every pixel three times as wide'
   big.onclick = () => big.ariaPressed = film.classList.toggle('big')
