@@ -117,6 +117,25 @@ def fork(tmp_path_factory):
     for p in started: p.kill()
 
 
+# ---- a browser
+
+CHROMIUM = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+            '--disable-background-networking', '--disable-component-update', '--disable-sync')
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium without a window, driven by Playwright; tests that ask for it are skipped where either is missing."
+    api = pytest.importorskip('playwright.sync_api', reason='no Playwright: pip install playwright')
+    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+    with api.sync_playwright() as p:
+        path = found or p.chromium.executable_path
+        if not Path(path).exists(): pytest.skip('no Chromium: install it, or run `playwright install chromium`')
+        chromium = p.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield chromium
+        chromium.close()
+
+
 # ---- what makes trainings and scores quick
 
 def use_small_vgg(m):
@@ -180,44 +199,3 @@ def trained_run(tmp_path_factory):
 def tiny_run(trained_run, tmp_path):
     "A finished run of six steps, with scores and report: 18 chairs, 4 frames, 32 pixels. A copy for each test."
     return Path(shutil.copytree(trained_run, tmp_path / 'tiny_run'))
-
-
-# ---- a real browser
-
-CHROMIUM = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-            '--disable-background-networking', '--disable-component-update', '--disable-sync']
-
-
-@pytest.fixture(scope='session')
-def browser():
-    "Chromium, as Playwright's `Browser`; skipped where one of the two is missing."
-    api = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed: pip install playwright')
-    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not path: pytest.skip('no Chromium: none of chromium, chromium-browser, google-chrome is on PATH')
-    with api.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=path, args=CHROMIUM)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open an address or a file: `open_page(path, width, scheme)` gives a Playwright `Page`. The test fails in the end if
-    the page has written an error to the console that does not contain `expect`, or asked for anything but itself, blob:,
-    data: and addresses that begin with one of `allowed`."""
-    contexts, wrong = [], []
-    def start(where, width=1280, scheme='light', allowed=(), expect=None, **kw):
-        address = Path(where).resolve().as_uri() if '://' not in str(where) else str(where)
-        contexts.append(browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme, **kw))
-        page = contexts[-1].new_page()
-        page.on('pageerror', lambda e: wrong.append(f'error: {e}'))
-        def heard(m):
-            if m.type in ('error', 'warning') and not (expect and expect in m.text): wrong.append(f'{m.type}: {m.text}')
-        page.on('console', heard)
-        fine = (address.partition('#')[0], 'data:', 'blob:', *allowed)
-        page.on('request', lambda r: wrong.append(f'request: {r.url[:200]}') if not r.url.startswith(fine) else None)
-        page.goto(address)
-        return page
-    yield start
-    for c in contexts: c.close()
-    assert not wrong, wrong

@@ -40,6 +40,28 @@ def reports(browser, tmp_path_factory):
     return pages
 
 
+@pytest.fixture
+def open_page(browser):
+    """Open a file: `open_page(path, width, scheme)` gives a Playwright `Page`. The test fails in the end if the page has
+    written an error to the console that does not contain `expect`, or asked for anything but itself, blob: and data:."""
+    contexts, wrong = [], []
+    def start(where, width=1280, scheme='light', expect=None, **kw):
+        address = Path(where).resolve().as_uri()
+        contexts.append(browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme, **kw))
+        page = contexts[-1].new_page()
+        page.on('pageerror', lambda e: wrong.append(f'error: {e}'))
+        def heard(m):
+            if m.type in ('error', 'warning') and not (expect and expect in m.text): wrong.append(f'{m.type}: {m.text}')
+        page.on('console', heard)
+        fine = address, 'data:', 'blob:'
+        page.on('request', lambda r: wrong.append(f'request: {r.url[:200]}') if not r.url.startswith(fine) else None)
+        page.goto(address)
+        return page
+    yield start
+    for c in contexts: c.close()
+    assert not wrong, wrong
+
+
 def settled(page):
     "Wait until every film that is seen has its first frame."
     page.evaluate("""() => Promise.all([...document.querySelectorAll('video')].map(v =>
@@ -56,7 +78,8 @@ def test_page_fits(model, width, scheme, reports, open_page):
     settled(page)
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     wide = page.evaluate("""w => [...document.querySelectorAll('main > section, header, nav, figure, .wide, pre, h2, p')]
-        .filter(e => e.getBoundingClientRect().right > w || e.getBoundingClientRect().left < 0).map(e => e.outerHTML)""", width)
+        .filter(e => { const box = e.getBoundingClientRect(); return box.right > w || box.left < 0 })
+        .map(e => e.outerHTML)""", width)
     assert not wide
     light = lambda what: page.evaluate("""what => getComputedStyle(document.body)[what].match(/\\d+/g).slice(0, 3)
         .reduce((a, b) => a + +b, 0) / 3""", what)
@@ -71,7 +94,8 @@ def test_first_things_first(reports, open_page):
     assert page.locator('.verdict').inner_text().startswith('Nothing learnt yet')
     assert page.locator('.number').count() == 3 and page.locator('.number .bar').count() == 9
     targets = page.evaluate("[...document.querySelectorAll('nav a')].map(a => a.getAttribute('href').slice(1))")
-    assert targets == page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)") and len(targets) > 7
+    assert len(targets) > 7
+    assert targets == page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
     page.locator('nav a[href="#scores"]').click()
     assert page.evaluate("Math.abs(document.getElementById('scores').getBoundingClientRect().top) < 200")
 
@@ -108,7 +132,8 @@ def test_three_times_as_wide(reports, open_page):
     page = open_page(reports['nvs'], 390)
     film = page.locator('.film').nth(1)
     film.scroll_into_view_if_needed()
-    width = lambda: film.locator('video').evaluate('v => [v.clientWidth, 3*v.width, getComputedStyle(v).imageRendering]')
+    video = film.locator('video')
+    width = lambda: video.evaluate('v => [v.clientWidth, 3*v.width, getComputedStyle(v).imageRendering]')
     assert width()[0] < width()[1]
     film.get_by_role('button', name='3×').click()
     assert width()[0] == width()[1] and width()[2] == 'pixelated'

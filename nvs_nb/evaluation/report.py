@@ -115,7 +115,7 @@ def read_scores(run):  # dict, or None if the run has not been scored
     except (NvsError, AttributeError, KeyError, TypeError, ValueError): pass
     raise NvsError(f'{path}: not the scores of a run')
 
-# %% ../../nbs/library/report.ipynb #9d67cc13
+# %% ../../nbs/library/report.ipynb #88b7c161
 def verdict(s):  # text
     "What the scores of a run, as `score_all` returns them, say about it against its controls; failure first."
     instance(dict, s=s)
@@ -129,6 +129,8 @@ def verdict(s):  # text
     gain, moving, ahead = above('psnr_mean', 'baseline'), above('psnr_moving', 'baseline'), above('psnr_mean', 'pca')
     still = 'to the originals than their mean frame, a picture that does not move'
     if gain < 0: told = f'Nothing learnt yet: the clips are {-gain:.1f} dB less near {still}. Train longer.'
+    elif moving is not None and moving <= 0:
+        told = f'No motion learnt yet: only where nothing moves are the clips nearer {still}. Train longer.'
     elif min(gain, gain if moving is None else moving) < 1:
         told = f'Little learnt: the clips are only {gain:.1f} dB nearer {still}. Train longer.'
     else:
@@ -148,9 +150,9 @@ def key_numbers(s):  # list of three `Number`s
                      diversity=('real clips', 1.))
         return [Number(k, GLOSSARY[k], [('this run', s[k]), control]) for k, control in three.items()]
     def one(title, k):
-        bars = [('this run', s[k]), ('mean frame', s[f'baseline_{k}'])]
-        return Number(f'PSNR, {title}', GLOSSARY.get(title, GLOSSARY['PSNR']),
-                      bars + [('PCA', s[f'pca_{k}'])]*(s.get(f'pca_{k}') is not None), 1, 'dB')
+        bars = [('this run', s[k]), ('mean frame', s[f'baseline_{k}']), ('PCA', s.get(f'pca_{k}'))]
+        bars = [(name, value) for name, value in bars if value is not None]
+        return Number(f'PSNR, {title}', GLOSSARY.get(title, GLOSSARY['PSNR']), bars, 1, 'dB')
     return [one('mean', 'psnr_mean'), one('worst clip', 'psnr_worst'), one('moving pixels', 'psnr_moving')]
 
 def meaning(label):

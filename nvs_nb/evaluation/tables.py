@@ -7,7 +7,7 @@ __all__ = ['PAGES', 'FPS', 'VALUE', 'GLOSSARY', 'Table', 'Picture', 'Listing', '
            'number', 'md_table', 'as_markdown', 'text_table', 'as_text', 'inline', 'numeric', 'film_bytes', 'view',
            'as_html', 'words_of', 'save_figure', 'save_picture', 'write_pages', 'bars', 'page', 'show', 'quoted']
 
-# %% ../../nbs/library/tables.ipynb #b3fa6494
+# %% ../../nbs/library/tables.ipynb #6086aadb
 import base64, hashlib, html, re
 from itertools import groupby
 from numbers import Real
@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 from ..core import PATH, NvsError, atomic_write, instance, note_made, printable, shown, whole, write_json
-from ..viz import mp4_bytes, save_bytes, save_gif
+from ..viz import check_clip, mp4_bytes, save_bytes, save_gif
 
 # %% ../../nbs/library/tables.ipynb #0d7dc723
 class Table(NamedTuple):
@@ -101,7 +101,7 @@ def as_text(table):
     instance(Table, table=table)
     return text_table([table.head, *table.rows], left=[0])
 
-# %% ../../nbs/library/tables.ipynb #b9b861b3
+# %% ../../nbs/library/tables.ipynb #13648555
 def inline(text):  # `Markup`
     "The small markup of a text as HTML; everything else is escaped."
     parts = re.split('`([^`]+)`', html.escape(str(text)).replace('&amp;#', '&#'))  # every second one is code
@@ -124,6 +124,7 @@ def numeric(rows):  # list of bool, one for each column
 
 def film_bytes(clip):
     "A clip as MP4, each pixel up to three pixels wide, if the film is then not wider than 1,600."
+    clip = check_clip(clip)
     return mp4_bytes(clip, FPS, max(1, min(3, 1600//clip.shape[2])))
 
 def view(part, folder):  # what the template shows: a text, or a dict
@@ -143,14 +144,14 @@ def view(part, folder):  # what the template shows: a text, or a dict
         with Image.open(path) as image: width, height = image.size
         return told | dict(kind='figure', width=width, height=height, data=encoded(path.read_bytes()))
     data = path.read_bytes() if part.file.endswith('.mp4') else film_bytes(part.content)
-    frames, height, width = part.content.shape[:3]
+    frames, height, width = check_clip(part.content).shape[:3]
     return told | dict(kind='film', width=width, height=height, frames=frames, fps=FPS, data=encoded(data))
 
 def as_html(part, folder='.'):
     "A part of a section as HTML."
     return PAGES.get_template('part.html').module.part(view(part, folder)).strip()
 
-# %% ../../nbs/library/tables.ipynb #ff64645e
+# %% ../../nbs/library/tables.ipynb #cf0a7fce
 GLOSSARY = {
     'mean frame': 'A film that shows the average of all frames of a clip and does not move: what can be had without '
         'learning any motion.',
@@ -195,6 +196,7 @@ GLOSSARY = {
 
 def words_of(text):  # list of (word, meaning)
     "The words of `GLOSSARY` that occur in a text; those with capitals as they are written."
+    instance(str, text=text)
     found = lambda word: re.search(rf'\b{re.escape(word)}(e?s)?\b', text, re.I*word.islower())
     return [(word, meaning) for word, meaning in GLOSSARY.items() if found(word)]
 
