@@ -22,7 +22,7 @@ setup(
     license='Apache-2.0',
     keywords=cfg['keywords'],
     packages=find_packages(include=[lib, f'{lib}.*']),
-    package_data={lib: ['embedded/**/*']},
+    package_data={lib: ['embedded/**/*', 'templates/*']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'lpips', 'flow')},

@@ -632,7 +632,7 @@ def compare(
     device: Device = 'auto',
     vgg16: Vgg = None,
 ):
-    "Score new clips of several runs and set them side by side: report.md, report.html."
+    "Score new clips of several runs and set them side by side on one page, report.html."
     from nvs_nb.core import pick_device
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.evaluation.tables import as_text
@@ -749,7 +749,7 @@ def reproduce(
     out = as_folder('--out', out or runs/('report' if datasets == 'all' else f'report-{datasets.replace(",", "-")}'))
     failed = reproduce(plan, runs, out, device, vgg16, side_by_side, report_only=report_only)
     for name, why in failed.items(): say(f'failed      {name}: {why}')
-    say(f'report      {out/"report.html"}, {out/"report.md"}\ntrainings   {runs}')
+    say(f'report      {out/"report.html"}\ntrainings   {runs}')
     if failed: raise NvsError(f'{count(len(failed), "training")} failed: {", ".join(failed)}; '
                               'the report does without, the same command tries again')
 

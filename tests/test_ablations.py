@@ -146,7 +146,7 @@ def test_report(folder, tmp_path):
     assert {*done} < {j.name for j in jobs(plan)}
     got = sections(plan, done | {'chairs/no-static': 'the loss is not finite'})
     write_pages(tmp_path, 't', [], got)
-    text = (tmp_path / 'report.md').read_text()
+    text = (tmp_path / 'report.html').read_text()
     for s in ('Table 4a', 'Table 4b', 'Figure 4', 'the loss is not finite', 'not run', '3.96'): assert s in text
     assert sum(isinstance(p, Picture) for s in got for p in s.parts) == 3 == len([*tmp_path.glob('ablation-*.png')])
     assert [r[0] for r in got[1].parts[0].rows][4:] == [*SIGNS.values()]

@@ -82,6 +82,8 @@ def some():
     o.gans['videovae'] = make_config('chairs', model='videovae', size=32, frames=8, width=16, e_width=4, hidden=8)
     o.vgg = untrained_vgg()
     o.f, o.g = (motion(x, o.vgg, looks=True) for x in (o.real, o.fake))
+    o.scores = dict.fromkeys([f'{c}psnr_{k}' for c in ('', 'baseline_') for k in ('mean', 'worst', 'moving')], 1.)
+    o.scores |= dict(psnr_clips=[1.])
     o.x, o.y = torch.rand(2, 2, 4, 3, 16, 16) * 2 - 1
     o.path, o.about = torch.randn(2, 6, 5), describe_clips(o.clips)
     return o
@@ -232,8 +234,15 @@ def evaluation_report(o, tmp):
     return [given('ranks', psnr_clips=([1., 2.], 'text')),
         given('evenly', psnr_clips=([1., 2.], 'text'), n=(1, 'count')),
         given('score_all', model=(o.model, 'thing'), config=(o.c, 'thing'), clips=(o.few, 'thing')),
-        given('read_scores', run=(tmp, 'path')),
+        given('read_scores', run=(tmp, 'path')), given('verdict', s=(o.scores, 'thing')),
+        given('key_numbers', s=(o.scores, 'thing')),
         given('mosaic', real=(o.real, 'alike'), fake=o.fake, psnr_clips=[1, 2, 3])]
+
+
+def evaluation_tables(o, tmp):
+    return [given('film_bytes', clip=(o.real[0], 'frames')), given('words_of', text=('PSNR', 'text')),
+        given('write_pages', out=(tmp/'page', 'path'), title=('t', 'text'), intro=([], 'items'), sections=([], 'items'),
+              minute=(None, 'thing?'))]
 
 
 def training_sampler(o, tmp):
@@ -427,7 +436,7 @@ def paper_baselines(o, tmp):
 MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_prior, bench_priors, bench_large,
     models_encode, models_gan, models_vgan, models_tgan, models_mocogan, models_videovae, evaluation_metrics,
     evaluation_perceptual,
-    evaluation_samples, evaluation_report, training_sampler, training_trainer, training_checkpoint, training_pack,
+    evaluation_samples, evaluation_report, evaluation_tables, training_sampler, training_trainer, training_checkpoint, training_pack,
     bench_codec, bench_encode, paper_interpolation, paper_exchange, data_clips, data_frames, data_phases,
     data_readers, data_synthetic, config, core, paper_plan, paper_baselines]
 

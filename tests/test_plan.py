@@ -130,12 +130,13 @@ def test_reproduce(capfd):
     text, page, book = (out/'report.md').read_text(), (out/'report.html').read_text(), read_json(out/'results.json')
     for title in ('Table 1: kinds of methods', 'Table 2: Golf', 'Figure 5: Golf', 'Supplement, Table 2: settings',
                   'All trainings'):
-        assert f'## {title}' in text and f'<h2>{title}</h2>' in page and title in book['sections']
+        assert f'## {title}' in text and f'>{title}</a></h2>' in page and title in book['sections']
     here = book['sections']['Table 2: Golf']['here']
     assert set(here) == {'without', 'full'} and f'{here["full"]["psnr_mean"]:.2f}' in text
     assert read_json(next(Path('runs').glob('*/golf/full-*/scores.json')))['device'] in text
     for name in re.findall(r'!\[[^]]*\]\(([^)]*)\)', text):
-        assert (out/name).stat().st_size > 500 and f'src="{name}"' in page
+        assert (out/name).stat().st_size > 500 and f'src="{name}"' not in page
+    assert 'In one minute' in page and 'Best clip of Golf' in page and 'nvs reproduce golf --scale demo' in page
     assert {p.name for p in Path().iterdir()} == {'runs'}
     before = {p: p.stat().st_mtime_ns for p in Path('runs').rglob('checkpoint.pt')}
     capfd.readouterr()

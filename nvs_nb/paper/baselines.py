@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'HEAD', 'ADVERSARIAL', 'SEEDS', 'EARLY', 'OLD', 'Entry', 'cost_of', 'entries', 'score_table', 'set_table',
-           'pictures', 'warning', 'numbers_of', 'plain', 'compare', 'jobs', 'rows_of', 'seed_table', 'comparison',
-           'sections', 'stored', 'stored_table']
+           'pictures', 'minute_of', 'warning', 'numbers_of', 'plain', 'compare', 'jobs', 'rows_of', 'seed_table',
+           'comparison', 'sections', 'stored', 'stored_table']
 
-# %% ../../nbs/library/baselines.ipynb #fa4b556c
+# %% ../../nbs/library/baselines.ipynb #4f58bdec
+import json
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -19,11 +20,12 @@ from ..data.clips import load_clips
 from ..training.checkpoint import describe_clips, open_run, read_metrics, run_clips
 from ..evaluation.metrics import VGGFeatures, feature_net, motion, real_motion, untrained_vgg
 from ..evaluation.samples import KINDS, SAMPLES, draw_samples, evaluate_run, within
-from ..evaluation.tables import Picture, Section, Table, code, literal, number, write_pages
+from ..evaluation.tables import (GLOSSARY, Listing, Minute, Number, Picture, Section, Table, code, literal, number,
+                                      write_pages)
 from ..evaluation.report import LABEL, command, curves
 from .plan import TITLE, Done, Plan
 
-# %% ../../nbs/library/baselines.ipynb #faa18ba7
+# %% ../../nbs/library/baselines.ipynb #e6a4a53e
 class Entry(NamedTuple):
     "A row of a comparison: one model, asked for clips in one way."
     label: str
@@ -85,6 +87,18 @@ def pictures(rows, suffix=''):
     return [Picture(f'strips{suffix}.png', strips, 'Two clips of each, not chosen; every second frame'),
             Picture(f'clips{suffix}.gif', clips, 'From top to bottom as in the table')]
 
+def minute_of(rows, film):  # `Minute`
+    "What a comparison says in one minute."
+    s = rows[0].scores
+    def one(k, control, value):
+        return Number(k, GLOSSARY[k], [*((e.label, e.scores[k]) for e in rows), (control, value)])
+    near, varied = (min(rows, key=lambda e: abs((e.scores[k] or 0) - aim)) for k, aim in (('fidelity', 0), ('diversity', 1)))
+    told = (f'Nearest to the training clips: **{near.label}**, {number(near.scores["fidelity"])} away '
+            f'(a real clip: {number(s["fidelity_real"])} from the next). Nearest to the diversity of the real clips: '
+            f'**{varied.label}**, {number(varied.scores["diversity"])} times theirs.')
+    return Minute(told, film, [one('fidelity', 'real clips', s['fidelity_real']),
+                               one('coverage', 'real, drawn', s['coverage_bound']), one('diversity', 'real clips', 1.)])
+
 def warning(vgg):
     "What has to be said if a feature network has not been trained."
     return ['**VGG16 with random weights: not to be compared with other tables.**'] * ('sha256' not in vgg.source)
@@ -92,7 +106,7 @@ def warning(vgg):
 def numbers_of(rows): return {e.label: plain(e.scores) | e.cost for e in rows}
 def plain(scores): return {k: v for k, v in scores.items() if k not in ('cards', 'names')}
 
-# %% ../../nbs/library/baselines.ipynb #144c2678
+# %% ../../nbs/library/baselines.ipynb #1abe086a
 def compare(
     names,     # runs, as `find_run` takes them
     out,       # folder of the page
@@ -102,7 +116,7 @@ def compare(
     progress=True,  # show bars
     n=SAMPLES,      # clips of each kind to score
 ):  # list of `Entry`
-    "Write `report.md`, `report.html` and `results.json` about runs on the same clips. `NvsError` if they are not."
+    "Write `report.html` and `results.json` about runs on the same clips. `NvsError` if they are not."
     instance((list, tuple), names=names), instance((VGGFeatures, None), vgg=vgg), whole(2, n=n)
     if not names: raise NvsError('names: no run is given')
     opened, vgg = [open_run(name, device) for name in names], vgg or untrained_vgg()
@@ -124,13 +138,16 @@ def compare(
         d = Done(None, r.home, r.model, r.config, k, r.state.get('trainer') or {}, False)
         rows += entries(d, vgg, lambda: real, label, progress=progress, n=n)
         if model(r) in BASELINES and (lines := read_metrics(r.folder)): metrics[label] = lines
-    parts = [Section('Scores', [score_table(rows), *set_table(rows)], numbers_of(rows)),
-             Section('Clips', pictures(rows))]
+    strips, film = pictures(rows)
+    parts = [Section('Scores', [score_table(rows), *set_table(rows)], numbers_of(rows)), Section('Clips', [strips])]
     if metrics: parts.append(Section('Losses', [Picture('losses.png', curves(metrics), 'Each in its own units')]))
-    how = [code(command(r.config, r.about["root"])) for r in opened]
+    how = [Listing('\n'.join(command(r.config, r.about["root"]) for r in opened)),
+           *(Listing(json.dumps(r.config.to_dict(), indent=2), f'The whole configuration of {literal(r.path)}')
+             for r in opened)]
     parts.append(Section('How they were trained', how, dict(settings=[r.config.to_dict() for r in opened])))
     intro = f'{len(clips[0])} clips of {code(clips[0].dataset)}, {frames} frames, {size} pixels.'
-    write_pages(out, f'{len(opened)} runs on {literal(clips[0].dataset)}', [intro, *warning(vgg)], parts)
+    write_pages(out, f'{len(opened)} runs on {literal(clips[0].dataset)}', [intro, *warning(vgg)], parts,
+                minute=minute_of(rows, film))
     return rows
 
 # %% ../../nbs/library/baselines.ipynb #6f66fe43
