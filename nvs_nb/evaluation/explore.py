@@ -26,7 +26,7 @@ from ..models.prior import Prior, clip_codes, variances
 from ..training.checkpoint import Opened
 from .metrics import mean_frame, psnr
 
-# %% ../../nbs/library/explore.ipynb #c1eba404
+# %% ../../nbs/library/explore.ipynb #5766acee
 CHECK = 1e-4  # the largest difference to PyTorch that is allowed, frames in [-1, 1]
 
 class FromCodes(nn.Module):
@@ -125,19 +125,21 @@ def difference(model, data, codes):
     some, was = inputs_of(model, codes, 4), model.training  # another number than it was exported with
     session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
     model.eval()
-    try: real = model.G(torch.cat([some['z_s'], some['r']], 1), some.get('label')) if codes else model(*some.values())[0]
+    draw = lambda z_s, r, label=None: model.G(torch.cat([z_s, r], 1), label)
+    try: real = draw(**some) if codes else model(**some)[0]
     finally: model.train(was)
     return float(np.abs(session.run(['frames'], {k: x.numpy() for k, x in some.items()})[0] - real.numpy()).max())
 
-# %% ../../nbs/library/explore.ipynb #2c7b5c88
+# %% ../../nbs/library/explore.ipynb #f325b672
 ORT = '1.24.3'  # version of onnxruntime-web
 CDN = f'https://cdn.jsdelivr.net/npm/onnxruntime-web@{ORT}/dist/'
 ENGINE = {'ort.wasm.bundle.min.mjs': '9f716d6e3c4280dcced6f0fcb9814c1d7630de83d8177880a2ef445fe48ca913',
           'ort-wasm-simd-threaded.wasm': 'be0e129949062ad50290ef94683fac8be5bb6156f709e030b7a5f1661a2f6c17'}
 
 def find_ort(ort=None):
-    """The two files of ONNX Runtime Web, or None if there are none: of a folder, such as `node_modules/onnxruntime-web`;
-    'download' fetches them into the cache, where None finds them. `NvsError` if they are of another version."""
+    """The two files of ONNX Runtime Web, or None if there are none: of a folder, such as
+    `node_modules/onnxruntime-web`; 'download' fetches them into the cache, where None finds them. `NvsError` if they
+    are of another version."""
     instance((*PATH, None), ort=ort)
     home = cache_home()/f'onnxruntime-web-{ORT}'
     if ort == 'download':
@@ -174,7 +176,7 @@ def sheet(clips, quality=82):  # uint8 (N, L, H, W, 3) -> dict
     Image.fromarray(out).save(file, 'WEBP', quality=quality, method=6)
     return dict(url='data:image/webp;base64,' + base64.b64encode(file.getvalue()).decode(), columns=columns)
 
-# %% ../../nbs/library/explore.ipynb #73a5b7eb
+# %% ../../nbs/library/explore.ipynb #bb0522b8
 MOST, PIXELS, FRESH, WAYS, CELLS = 100, 2**24, 8, 4, 150
 
 def directions(model, s, prior):
@@ -199,7 +201,8 @@ def page_data(
     title='',    # of the page
 ):  # dict
     "What the page knows of a run."
-    instance(Opened, run=run), instance((Clips, None), clips=clips), whole(1, MOST, most=most), instance(str, title=title)
+    instance(Opened, run=run), instance((Clips, None), clips=clips), instance(str, title=title)
+    whole(1, MOST, most=most)
     model, c, about = run.model, run.config, run.about
     if c.model.name != 'nvs': raise NvsError(f'{run.path}: model {c.model.name} cannot be explored, only models nvs')
     N, L, size, label = len(about['names']), c.data.frames, c.data.size, c.model.label
