@@ -8,9 +8,9 @@ __all__ = ['NAMES', 'Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 
            'complete_dataset', 'complete_run', 'as_folder', 'application', 'nvs', 'data', 'own_folder', 'settings',
            'safe_names', 'pick_clips', 'ordinal', 'which_frames', 'announce', 'resume_line', 'learn', 'verdict',
            'conclude', 'as_long_again', 'train', 'resume', 'about_run', 'list_runs', 'tune', 'write_clips', 'generate',
-           'PriorKind', 'sample', 'evaluate', 'encode', 'pack', 'unpack', 'compare', 'info', 'demo_place', 'demo',
-           'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear', 'data_info', 'get',
-           'main']
+           'PriorKind', 'sample', 'evaluate', 'encode', 'pack', 'unpack', 'compare', 'info', 'export', 'explore',
+           'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear',
+           'data_info', 'get', 'main']
 
 # %% ../nbs/library/cli.ipynb #26e83b9d
 import atexit, contextlib, difflib, errno, gc, math, os, re, sys
@@ -673,6 +673,62 @@ def info(run: Run):
     files = [f for f in r.folder.rglob('*') if f.is_file()]
     say(f'files       {len(files)}, {sum(f.stat().st_size for f in files)/1e6:.1f} MB')
     if scores: say(), say_rows(score_rows(scores))
+
+# %% ../nbs/library/cli.ipynb #6fc77942
+@app.command()
+def export(
+    run: Run,
+    file: Annotated[str, typer.Argument(metavar='FILE', help='The file to write.')] = 'model.onnx',
+    codes: Annotated[bool, typer.Option('--codes', help='What goes in: codes of frames, not indices of clips.')] = False,
+):
+    "Write the model of a run as ONNX, checked against PyTorch if onnxruntime is here."
+    from nvs_nb.core import atomic_write
+    from nvs_nb.evaluation.explore import to_onnx
+    from nvs_nb.training.checkpoint import open_run
+    out = expand(file)
+    if out.suffix != '.onnx': raise NvsError(f'{file}: what is written is .onnx; name it so')
+    if os.path.lexists(out): raise NvsError(f'{file}: is there already')
+    begin(run)
+    data, far = to_onnx(open_run(run).model, codes)
+    atomic_write(out, lambda tmp: tmp.write_bytes(data))
+    told = 'not checked: no onnxruntime here' if far is None else f'at most {far:.0e} from PyTorch'
+    takes = 'z_s (N, D_s), r (N, D_t)' if codes else 'static_id (N), transient_id (N)'
+    say(f'{out}: {out.stat().st_size/1e6:.2f} MB, {told}\ntakes       {takes}')
+
+@app.command()
+def explore(
+    run: Run,
+    out: Annotated[Optional[str], option('--out', 'DIR', "Default: RUN/explore; for 'pretrained' explore.")] = None,
+    ort: Annotated[Optional[str], option('--ort', 'DIR', "Folder of ONNX Runtime Web, to be packed into the page; "
+        "'download' fetches it (12 MB). Default: what was fetched, else the page does so when it is opened.")] = None,
+    originals: Annotated[bool, typer.Option('--originals', help='Put the original clips into the page, too: give it '
+        'only to those who may see them. Those of embedded datasets are always in it.')] = False,
+    most: Annotated[int, option('--most', 'N', 'Clips in the page.', True, min=1, max=100)] = 100,
+    serve: Annotated[bool, typer.Option('--serve', help='Show it at an address of this machine, until Ctrl-C.')] = False,
+    port: Annotated[int, option('--port', 'N', 'Of --serve; 0: any that is free.', True, min=0, max=65535)] = 0,
+    root: Again = None,
+):
+    "Write a page in which the model runs in the browser: look, mix, walk, draw new clips. One file, to pass on."
+    from nvs_nb.core import made_in
+    from nvs_nb.data.clips import SETS
+    from nvs_nb.evaluation.explore import ORT, find_ort, server_of, write_explorer
+    from nvs_nb.training.checkpoint import open_run, run_clips
+    begin(run)
+    r = open_run(run)
+    folder = as_folder('--out', out or (r.home or Path())/'explore')
+    if 'index.html' not in made_in(folder) and (folder/'index.html').exists():
+        raise NvsError(f'--out {folder}: index.html is there already, and we did not make it')
+    engine = find_ort(ort)
+    shown = originals or SETS[r.config.data.dataset].startswith('embedded')
+    page = write_explorer(r, folder, run_clips(r, root) if shown else None, engine, most)
+    say(f'page        {page}, {page.stat().st_size/1e6:.1f} MB')
+    if not engine:
+        say(f'engine      is fetched when the page is opened online; to have it in the page: --ort download, '
+            f'or --ort DIR of onnxruntime-web {ORT}')
+    if not serve: return
+    with server_of(folder, port) as server:
+        say(f'open        http://127.0.0.1:{server.server_address[1]}/   (Ctrl-C ends)')
+        with contextlib.suppress(KeyboardInterrupt): server.serve_forever()
 
 # %% ../nbs/library/cli.ipynb #800490fa
 DEMO = dict(epochs=1000, limit=300.)  # what `nvs demo` changes in the preset fast
