@@ -6,13 +6,14 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 JOBS ?= 2
 export MPLBACKEND ?= agg
 
-.PHONY: help demo test test-all coverage lab prepare outputs
+.PHONY: help demo test test-all coverage lab book prepare outputs
 
 help:
 	@echo 'make demo                  learn the 18 embedded chairs and show what came of it'
 	@echo 'make test                  run every notebook and test, but for slow tests'
 	@echo 'make test-all              run everything, and print which share of the library it reaches'
 	@echo 'make lab                   open the notebooks in JupyterLab'
+	@echo 'make book                  build the site of all notebooks, with search, in _docs/html'
 	@echo 'make prepare               after editing notebooks: export the library, clean, write README.md'
 	@echo 'make outputs NB=nbs/library/viz.ipynb   run a notebook and store its outputs in the file'
 
@@ -33,7 +34,11 @@ coverage: .venv/.dev
 	$(PYTEST) -m 'not slow' --cov --cov-report=term-missing:skip-covered
 
 lab: .venv/.dev
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' nbs/index.ipynb
+
+# From stored outputs: nothing is run. With EXPLORER=DIR, the page that `nvs explore RUN` wrote to DIR is part of it.
+book: .venv/.dev
+	$(BIN)/python docs/book.py $(if $(EXPLORER),--explorer '$(EXPLORER)')
 
 prepare: .venv/.dev
 	$(BIN)/nbdev_export
