@@ -84,7 +84,8 @@ class Module:
         else: named, head = fields, ', '.join(n if d is None else f'{n}={brief(d)}' for n, d, _ in fields)
         bases = ', '.join(ast.unparse(b) for b in c.bases)
         body = [prose(ast.get_docstring(c)), f'Extends `{bases}`.' if bases else '',
-                prose(ast.get_docstring(start)) if start else '', table(self.rows(named), 'argument' if start else 'field')]
+                prose(ast.get_docstring(start)) if start else '',
+                table(self.rows(named), 'argument' if start else 'field')]
         for m in methods:
             if m.name[0] == '_': continue
             marks = {ast.unparse(d).split('.')[-1] for d in m.decorator_list}
@@ -95,7 +96,8 @@ class Module:
         return directive('class', f'{c.name}({head})' if head else c.name, body, 5)
 
     def page(self, intro=''):
-        parts = [f'# {self.name}', prose(ast.get_docstring(self.tree)), intro, f'```{{py:module}} nvs_nb.{self.name}\n```']
+        parts = [f'# {self.name}', prose(ast.get_docstring(self.tree)), intro,
+                 f'```{{py:module}} nvs_nb.{self.name}\n```']
         for name in self.names:
             node = self.nodes.get(name)
             if isinstance(node, ast.FunctionDef): parts.append(self.function(node))

@@ -13,8 +13,10 @@ import json
 import re
 import shutil
 import sys
+from base64 import b64decode
 from configparser import ConfigParser
 from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 from posixpath import normpath, relpath
 
@@ -28,7 +30,8 @@ BADGE = '_badge.svg'  # drawn by docs/badge.svg: no network to read the book
 DIRECTIVE = re.compile(r'^[ \t]*#[ \t]*\|[ \t]*(?P<name>[\w-]+)[ \t]*:?[ \t]*(?P<value>.*?)[ \t]*(?:\n|$)', re.M)
 # Code is skipped; in [`label`](target) the link begins first.
 LINK = re.compile(r'```.*?```|`[^`\n]*`|'
-                  r'(?P<head>!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(|(?:src|href)=")(?P<to>(?![a-z][a-z+.-]*:|[#/])[^)"\s]+)', re.S)
+                  r'(?P<head>!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(|(?:src|href)=")'
+                  r'(?P<to>(?![a-z][a-z+.-]*:|[#/])[^)"\s]+)', re.S)
 
 
 def settings():
@@ -44,6 +47,8 @@ SITE = CFG['doc_host'] + CFG['doc_baseurl']
 
 
 def source(cell): return ''.join(cell['source'])
+def text_of(data): return ''.join(data)
+def alt_of(output): return next((m['alt'] for m in output.get('metadata', {}).values() if 'alt' in m), '')
 
 
 def directives(text):
@@ -71,12 +76,13 @@ def relink(text, page, to):
 class Stage:
     "The folder that Sphinx reads."
 
-    def __init__(self, top, pages):
-        self.top, self.pages, self.modules = Path(top), pages, modules()
-        self.homes = {}  # module -> page of the notebook that exports it
+    def __init__(self, top, pages, whole=True):
+        self.top, self.pages, self.homes = Path(top), pages, {}  # homes: module -> page of the notebook that exports it
         for page, nb in pages.items():
             for c in nb['cells']:
-                if c['cell_type'] == 'code' and (name := directives(source(c)).get('default_exp')): self.homes[name] = page
+                name = c['cell_type'] == 'code' and directives(source(c)).get('default_exp')
+                if name: self.homes[name] = page
+        self.modules = {p: m for p, m in modules().items() if whole or m in self.homes}
 
     def to(self, page):
         "Where a link of a page of the book leads: another page, a copied picture, a file in the repository"
@@ -109,17 +115,22 @@ class Stage:
             tags = []
             if about.get('echo') == 'false' or 'hide_input' in about: tags = ['remove-input']
             elif all(re.match(r'(from|import) |[ )#]|$', x) for x in text.split('\n')): tags = ['hide-input']
-            for o in c['outputs']: self.output(o, page, about.get('fig-alt', ''))
-            cells.append({**c, 'source': text, 'metadata': {'tags': tags}})
+            alt = next((a for o in c['outputs'] if (a := alt_of(o))), about.get('fig-alt', '').strip('"\''))
+            for o in c['outputs']: self.output(o, page, alt)
+            cells.append({**c, 'source': text, 'metadata': {'tags': tags, 'mystnb': {'image': {'alt': alt}}}})
         self.head(cells[0], page)
         nb['cells'], nb['metadata']['language_info'] = cells, {'name': 'python'}
         return nb
 
     def output(self, o, page, alt):
-        "Markdown that a cell shows has links, too; a picture says what is to be seen"
+        "Markdown that a cell shows has links, too; WebP, which myst-nb does not know, becomes a file"
         data = o.get('data', {})
-        if 'text/markdown' in data:
-            data['text/markdown'] = relink(''.join(data['text/markdown']), page, self.to(page))
+        if 'text/markdown' in data: data['text/markdown'] = relink(text_of(data['text/markdown']), page, self.to(page))
+        if 'image/webp' in data:
+            raw = b64decode(text_of(data.pop('image/webp')))
+            name = f'_pictures/{sha256(raw).hexdigest()[:16]}.webp'
+            (self.top / '_pictures').mkdir(exist_ok=True), (self.top / name).write_bytes(raw)
+            o['data'] = {'text/markdown': f'![{alt}](/{name})'}
 
     def head(self, cell, page):
         "Number of the chapter before its title; below, where its source is and where it runs"
@@ -154,7 +165,7 @@ class Stage:
         blocks = []
         if (self.top / 'explorer.md').exists(): blocks.append(toctree('Look and touch', ['explorer']))
         for part in sorted({p.split('/')[0] for p in self.pages if '/' in p}, key=[*PARTS].index):
-            blocks.append(toctree(PARTS[part], [p.removesuffix('.ipynb') for p in self.pages if p.startswith(part + '/')]))
+            blocks.append(toctree(PARTS[part], [p[:-6] for p in self.pages if p.startswith(part + '/')]))
         blocks.append(toctree('Reference', [f'api/{m}' for m in self.modules.values()]))
         return '\n\n'.join(blocks)
 
@@ -199,7 +210,7 @@ def for_colab(page, nb):
         if c['cell_type'] == 'markdown': c['source'] = relink(source(c), page, to)
         for o in c.get('outputs', []):
             if 'text/markdown' in (data := o.get('data', {})):
-                data['text/markdown'] = relink(''.join(data['text/markdown']), page, to)
+                data['text/markdown'] = relink(text_of(data['text/markdown']), page, to)
     nb['cells'] = [first, *cells]
     return nb
 
@@ -222,7 +233,7 @@ def stage(top, only=(), explorer=None):
     if explorer:
         shutil.copytree(explorer, extra / 'explorer')
         shutil.copy(Path(__file__).parent / 'explorer.md', src)
-    Stage(src, pages).write()
+    Stage(src, pages, not only).write()
     for page in filter(in_colab, pages):
         target = extra / 'colab' / page
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def display(self, node):
     tag = re.search(r'\\tag\{([^}]*)\}', tex := node.astext())
     number = f'<span class="eqno">({self.encode(tag[1])})</span>' if tag else ''
     tex = tex.replace(tag[0], '') if tag else tex
-    self.body.append(f'<div class="math">{number}{mathml(self, node, tex.strip(), True)}</div>\n')
+    self.body.append(f'<div class="formula">{number}{mathml(self, node, tex.strip(), True)}</div>\n')
     raise nodes.SkipNode
 
 

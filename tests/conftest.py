@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ('PATH', 'LANG', 'TMPDIR', 'TEMP', 'TMP', 'SYSTEMROOT', 'LD_LIBRARY_PATH', 'OMP_NUM_THREADS', 'VIRTUAL_ENV',
-        'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'PYTHONDONTWRITEBYTECODE', 'NVS_TESTS')
+        'CUDA_VISIBLE_DEVICES', 'PLAYWRIGHT_BROWSERS_PATH', 'PYTHONPATH', 'PYTHONDONTWRITEBYTECODE', 'NVS_TESTS')
 PREFIXES = 'PYTEST', 'COV'
 
 
@@ -115,6 +115,25 @@ def fork(tmp_path_factory):
         return started[-1]
     yield start
     for p in started: p.kill()
+
+
+# ---- a browser
+
+CHROMIUM = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+            '--disable-background-networking', '--disable-component-update', '--disable-sync')
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium without a window, driven by Playwright; tests that ask for it are skipped where either is missing."
+    api = pytest.importorskip('playwright.sync_api', reason='no Playwright: pip install playwright')
+    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+    with api.sync_playwright() as p:
+        path = found or p.chromium.executable_path
+        if not Path(path).exists(): pytest.skip('no Chromium: install it, or run `playwright install chromium`')
+        chromium = p.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield chromium
+        chromium.close()
 
 
 # ---- what makes trainings and scores quick

@@ -55,8 +55,8 @@ def test_links_lead_somewhere(path):
 
 def test_it_would_be_seen():
     path = NOTEBOOKS[0]
-    text = ('[a](../no.ipynb) [`b`](../no.py) ![c](no.png) [![d](no2.png)](https://x.org) <img src="no.gif"> `[e](in.code)` '
-            f'[f]({path.name}#No) [g]({path.name}) [h](/etc/hosts)')
+    text = ('[a](../no.ipynb) [`b`](../no.py) ![c](no.png) [![d](no2.png)](https://x.org) <img src="no.gif"> '
+            f'`[e](in.code)` [f]({path.name}#No) [g]({path.name}) [h](/etc/hosts)')
     nb = dict(cells=[dict(cell_type='markdown', source=[text])])
     wrong = [x for x in links(nb) if broken(x, path)]
     assert wrong == ['../no.ipynb', '../no.py', 'no.png', 'no2.png', 'no.gif', f'{path.name}#No', '/etc/hosts']
