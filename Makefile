@@ -6,14 +6,15 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 JOBS ?= 2
 export MPLBACKEND ?= agg
 
-.PHONY: help demo test test-all coverage lab prepare outputs
+.PHONY: help demo test test-all coverage lab book explorer browser prepare outputs
 
 help:
 	@echo 'make demo                  learn the 18 embedded chairs and show what came of it'
 	@echo 'make test                  run every notebook and test, but for slow tests'
 	@echo 'make test-all              run everything, and print which share of the library it reaches'
 	@echo 'make lab                   open the notebooks in JupyterLab'
-	@echo 'make prepare               after editing notebooks: link chapters, export the library, clean, write README.md'
+	@echo 'make book                  build the site of all notebooks, with search, in _docs/html'
+	@echo 'make prepare               after editing notebooks: link, export, clean, write README.md and the model card'
 	@echo 'make outputs NB=nbs/library/viz.ipynb   run a notebook and store its outputs in the file'
 
 demo: .venv/.lib
@@ -33,13 +34,25 @@ coverage: .venv/.dev
 	$(PYTEST) -m 'not slow' --cov --cov-report=term-missing:skip-covered
 
 lab: .venv/.dev
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' nbs/index.ipynb
+
+# From stored outputs: nothing is run. The explorer of the shipped run is part of it if `make explorer` wrote it before.
+book: .venv/.dev
+	$(BIN)/python docs/book.py $$(test ! -f _docs/explore/index.html || echo --explorer _docs/explore)
+
+explorer: .venv/.dev
+	$(BIN)/nvs explore pretrained --ort download --out _docs/explore
+
+# A Chromium for the tests of pages, where the system has none.
+browser: .venv/.dev
+	$(BIN)/playwright install --with-deps chromium
 
 prepare: .venv/.dev
 	$(BIN)/python .ci/chapter_links.py
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python .ci/readme.py
+	$(BIN)/python .ci/card.py
 
 outputs: .venv/.dev
 	@test -n "$(NB)" || { echo 'say which notebook: make outputs NB=nbs/library/viz.ipynb'; exit 2; }

@@ -33,6 +33,9 @@ def explain(e):  # str, or None
     if isinstance(e, NvsError): return str(e)
     if out_of_memory(e):
         return 'not enough memory; try a smaller batch, width or size (--set optim.batch=..., --set model.width=...)'
+    if isinstance(e, ModuleNotFoundError) and e.name and '.' not in e.name:  # a part of one is missing: a bug
+        name = dict(PIL='pillow').get(e.name, e.name)
+        return f'{name} is not installed; to have it: {shell_line(sys.executable, "-m", "pip", "install", name)}'
     if isinstance(e, OSError): return ': '.join(str(x) for x in (e.filename, e.strerror or e) if x)
 
 UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]')

@@ -127,6 +127,29 @@ def test_imports_are_required():
     assert not sorted(f for f in found if f[1] not in required | sys.stdlib_module_names | {'nvs_nb'})
 
 
+@pytest.mark.parametrize('command', ['info pretrained', 'demo', 'data info'])
+def test_command_without_torch_says_so_in_one_line(command, tmp_path):
+    code = BLOCK.replace(BLOCKED.split()[0], 'torch') + 'from nvs_nb.cli import main\nsys.exit(main(sys.argv[1:]))'
+    done = subprocess.run([sys.executable, '-c', code, *command.split()], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 2 and re.fullmatch(r'nvs: torch is not installed; .* -m pip install torch\n', done.stderr)
+
+
+def test_model_card_says_what_the_run_does():
+    "Its figures are computed anew; a changed digit is seen"
+    sys.path.insert(0, str(ROOT / '.ci'))
+    import card
+    text = card.CARD.read_text(encoding='utf-8')
+    assert card.same(card.render(), text)
+    assert not card.same(text, text.replace('0.99', '0.97')) and not card.same(text, text.replace('18 ', '19 '))
+
+
+def test_citation_and_changes_name_this_version():
+    cfg, cite = settings(), (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
+    assert f'\nversion: {cfg["version"]}\n' in cite and f'\ntitle: {cfg["title"]}\n' in cite
+    assert re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[1] == cfg['version']
+
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     "A wheel built from a source archive built from a copy of the project, as a release is"
@@ -160,8 +183,18 @@ def test_wheel_metadata(wheel):
     meta, cfg = wheel.read(f'{info}/METADATA').decode(), settings()
     assert f'\nVersion: {cfg["version"]}\n' in meta and f'\nRequires-Python: >={cfg["min_python"]}\n' in meta
     assert 'nvs = nvs_nb.cli:main' in wheel.read(f'{info}/entry_points.txt').decode()
-    needs = re.findall(r'^Requires-Dist: (.*)$', meta, re.M)
+    needs, readme = re.findall(r'^Requires-Dist: (.*)$', meta, re.M), meta.split('\n\n', 1)[1]
     assert sum('extra ==' not in n for n in needs) == len(cfg['requirements'].split())
+    extras = set(re.findall(r'^Provides-Extra: (.*)$', meta, re.M))
+    assert extras == {k.removesuffix('_requirements') for k in cfg if k.endswith('_requirements')}
+    of = {name: {n.partition(';')[0] for n in needs if f'"{name}"' in n} for name in extras}
+    assert of['notebook'] | of['explore'] | of['book'] < of['dev']
+    assert '\nClassifier: Programming Language :: Python :: 3.14\n' in meta and '\nProject-URL: Documentation, h' in meta
+    plain = re.sub(r'```.*?```|`[^`\n]*`', '``', readme, flags=re.S)  # on PyPI there is nothing to be relative to
+    links = re.findall(r'\]\(([^)\s]+)|(?:src|href)="([^"]+)', plain)
+    assert len(links) > 50 and not [a or b for a, b in links if not re.match(r'https?:|#', a or b)]
+    pictures = re.findall(r'!\[[^]]*\]\(([^)\s]+)', plain)
+    assert pictures and all(x.startswith('https://raw.githubusercontent.com/') for x in pictures)
 
 
 def test_constraints_pin_every_requirement():
@@ -170,8 +203,8 @@ def test_constraints_pin_every_requirement():
     lines = [x for x in (ROOT / 'constraints.txt').read_text().splitlines() if x and not x.startswith('#')]
     assert not [x for x in lines if not re.fullmatch(r"[\w.-]+==[\w.]+(; python_version (<|>=) '3\.11')?", x)]
     pinned = {norm(x.partition('==')[0]) for x in lines}
-    wanted = f'{settings()["requirements"]} {settings()["dev_requirements"]}'.split()
-    wanted = [re.match(r'[\w.-]+', r)[0] for r in wanted]
+    names = 'requirements', *(f'{x}_requirements' for x in ('notebook', 'explore', 'book', 'dev'))
+    wanted = [re.match(r'[\w.-]+', r)[0] for n in names for r in settings()[n].split()]
     assert not [w for w in wanted if norm(w) not in pinned]
 
 
