@@ -1,12 +1,15 @@
 """What every chapter owes its reader, and how the notebooks hold together. What fails today is listed in TODO; a name
 there that passes fails the test, so the list can only shrink.
 
-    python tests/test_course.py    print what is measured, chapter by chapter
+    python tests/test_course.py           print what is measured, chapter by chapter, and what fails
+    python tests/test_course.py --todo    print the TODO of today
 """
 import ast
 import importlib.util
 import json
 import re
+import sys
+import textwrap
 from base64 import b64decode
 from functools import cache
 from pathlib import Path
@@ -277,7 +280,17 @@ def test_links_are_written_once(small):
     assert before == [p.read_bytes() for p in small]
 
 
-if __name__ == '__main__':
-    print(*table(), sep='\n')
+def todo():
+    "The source of TODO as it should be today"
+    yield 'TODO = {'
     for point in (*OF_CHAPTERS, *OF_NOTEBOOKS):
+        head, names = f"    '{point}': ", textwrap.wrap(' '.join(failing(point)), 100)
+        if names: yield head + ('\n' + ' ' * len(head)).join(f"'{x} '" for x in names) + ','
+    if sum(words(p) for name, p in CHAPTERS.items() if in_course(name)) > COURSE: yield "    'course': 'words',"
+    yield '}'
+
+
+if __name__ == '__main__':
+    print(*(todo() if '--todo' in sys.argv else table()), sep='\n')
+    for point in (*OF_CHAPTERS, *OF_NOTEBOOKS) if '--todo' not in sys.argv else ():
         print(f'{point}:', *(f'{k} ({why})' for k, why in failing(point).items()), sep='\n  ')
