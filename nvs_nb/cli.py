@@ -119,7 +119,7 @@ def nvs(
 def data(ctx: typer.Context):
     if ctx.invoked_subcommand is None: say(ctx.get_help())
 
-# %% ../nbs/library/cli.ipynb #4a3208d4
+# %% ../nbs/library/cli.ipynb #10e37e33
 def own_folder(dataset, root):  # (name of the dataset, folder, stem of the names of its runs)
     "What FOLDER|DATASET means: a folder that is there, unless it is the name of a dataset."
     if dataset in NAMES: return dataset, root, dataset
@@ -128,7 +128,9 @@ def own_folder(dataset, root):  # (name of the dataset, folder, stem of the name
         if root: raise NvsError(f'{dataset} and --root {root}: two folders; give one of them')
         return 'folder', dataset, safe_names([path.resolve().name])[0]
     if path.is_file(): raise NvsError(f'{dataset}: a file; give the folder that it is in')
-    raise NvsError(f'{dataset}: neither a folder that is there nor a dataset ({", ".join(NAMES)})')
+    near = difflib.get_close_matches(dataset, NAMES, 1)
+    raise NvsError(f'{dataset}: neither a folder that is there nor a dataset ({", ".join(NAMES)})'
+                   + f'; did you mean {near[0]}?' * bool(near))
 
 def settings(dataset, root, preset, model, changes, **given):  # `Config`
     """The configuration that options ask for; `given`: options that have a setting's name, None if they were not used.
