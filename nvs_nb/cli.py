@@ -12,8 +12,8 @@ __all__ = ['NAMES', 'Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 
            'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear',
            'data_info', 'get', 'main']
 
-# %% ../nbs/library/cli.ipynb #26e83b9d
-import atexit, contextlib, difflib, errno, gc, math, os, re, sys
+# %% ../nbs/library/cli.ipynb #756cb354
+import atexit, contextlib, difflib, errno, gc, math, os, re, sys, warnings
 from collections import Counter
 from datetime import datetime
 from enum import Enum
@@ -23,7 +23,7 @@ import typer
 from . import __version__
 from .core import NvsError, complain, expand, one_line, printable, seen, shell_line, silence, wrapped
 
-# %% ../nbs/library/cli.ipynb #011f46c2
+# %% ../nbs/library/cli.ipynb #ae65da44
 def say(text='', command=False):
     """Print at once, also into a pipe; in a terminal lines break at word ends. A terminal that is gone, under a
     training that goes on, is no error."""
@@ -41,7 +41,9 @@ def say_rows(rows):
 
 def begin(what, where=None):
     "The first line of a training, before torch is imported, which takes a second; of several processes one says it."
-    if os.environ.get('RANK', '0') == '0': say(f'reading clips of {what}' + f' in {where}' * bool(where) + ' ...')
+    if os.environ.get('RANK', '0') != '0': return
+    say('reading clips' + f' of {what}' * (what != 'folder') + f' in {where}' * bool(where) + ' ...')
+    warnings.filterwarnings('ignore', '.* clips left out: ')  # `announce` tells
 
 def option(name, metavar, help, show_default=False, **kw):
     "An option of a command."
@@ -117,7 +119,7 @@ def nvs(
 def data(ctx: typer.Context):
     if ctx.invoked_subcommand is None: say(ctx.get_help())
 
-# %% ../nbs/library/cli.ipynb #4a3208d4
+# %% ../nbs/library/cli.ipynb #10e37e33
 def own_folder(dataset, root):  # (name of the dataset, folder, stem of the names of its runs)
     "What FOLDER|DATASET means: a folder that is there, unless it is the name of a dataset."
     if dataset in NAMES: return dataset, root, dataset
@@ -126,7 +128,9 @@ def own_folder(dataset, root):  # (name of the dataset, folder, stem of the name
         if root: raise NvsError(f'{dataset} and --root {root}: two folders; give one of them')
         return 'folder', dataset, safe_names([path.resolve().name])[0]
     if path.is_file(): raise NvsError(f'{dataset}: a file; give the folder that it is in')
-    raise NvsError(f'{dataset}: neither a folder that is there nor a dataset ({", ".join(NAMES)})')
+    near = difflib.get_close_matches(dataset, NAMES, 1)
+    raise NvsError(f'{dataset}: neither a folder that is there nor a dataset ({", ".join(NAMES)})'
+                   + f'; did you mean {near[0]}?' * bool(near))
 
 def settings(dataset, root, preset, model, changes, **given):  # `Config`
     """The configuration that options ask for; `given`: options that have a setting's name, None if they were not used.
@@ -182,7 +186,7 @@ def pick_clips(
         raise NvsError(f'--clip {name}: no such clip in {run}; {ask}: {", ".join(near)}')
     return [names.index(n) for n in wanted] if wanted else list(range(len(names)))
 
-# %% ../nbs/library/cli.ipynb #c40d9427
+# %% ../nbs/library/cli.ipynb #85ae24f5
 def ordinal(n):
     "Every so-manieth, in words."
     last = {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10 if n % 100 not in (11, 12, 13) else 0, 'th')
@@ -219,7 +223,7 @@ def announce(t):
         f'{count(torch.get_num_threads(), "thread")}; ' + f'{n} processes; ' * (n > 1)
         + 'CUDA graphs; ' * (t.compute != t.on_device) + 'compiled; ' * c.runtime.compile
         + 'frames from a file; ' * (not t.sampler.on_device)
-        + (f'{c.budget.seconds:g} s' if c.budget.seconds else f'{c.budget.epochs} epochs, {t.steps} steps')
+        + (f'{round(c.budget.seconds, 1):g} s' if c.budget.seconds else f'{c.budget.epochs} epochs, {t.steps} steps')
         + f' in all, after {t.step} steps' * bool(c.budget.earlier)
         + f', at most {c.budget.limit:g} s' * (c.budget.limit > 0 and not c.budget.seconds))
     say(f'run         {t.run}')
@@ -278,6 +282,7 @@ def as_long_again(t):
     if b.seconds or b.limit and t.step < t.steps: return '--seconds', f'{max(1, round(b.seconds - b.start or b.limit))}'
     return '--epochs', f'{max(1, round(b.epochs - b.start))}'
 
+# %% ../nbs/library/cli.ipynb #2a1478af
 @app.command()
 def train(
     dataset: Dataset,
@@ -363,6 +368,7 @@ def resume(
                 return say(f'scores are in {r.home/"scores.json"}; to make them anew: nvs evaluate {r.path}')
         conclude(t, vgg, why)
 
+# %% ../nbs/library/cli.ipynb #fa2140ee
 def about_run(path):  # list of texts
     "What there is to say of a run, from its small files: its clips, whether it is finished, how good it is."
     from nvs_nb.config import Config

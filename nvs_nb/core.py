@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSEEN', 'STOPS', 'NARROW', 'PATH', 'BIG', 'UMASK', 'MARK', 'MADE', 'NvsError', 'out_of_memory', 'explain',
-           'printable', 'shell_line', 'Terminated', 'HungUp', 'seen', 'wrapped', 'complain', 'Tenths', 'bar', 'silence',
-           'handling', 'one_line', 'shown', 'one_of', 'finite', 'whole', 'power_of_two', 'instance', 'shaped',
+           'printable', 'shell_line', 'Terminated', 'HungUp', 'complain', 'silence', 'handling', 'one_line', 'seen',
+           'wrapped', 'Tenths', 'bar', 'shown', 'one_of', 'finite', 'whole', 'power_of_two', 'instance', 'shaped',
            'in_range', 'array_of', 'indices', 'writing', 'flush', 'atomic_write', 'Busy', 'hold', 'made_in',
            'note_made', 'write_json', 'read_text', 'parse_json', 'expand', 'read_json', 'pick_device', 'make_rng',
            'StopFlag', 'stop_signals']
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
 
-# %% ../nbs/library/core.ipynb #d2efc02c
+# %% ../nbs/library/core.ipynb #b2beeb20
 class NvsError(Exception):
     "Something the user can mend. The message is one line that names the file or the option."
 
@@ -61,59 +61,10 @@ class HungUp(KeyboardInterrupt): "SIGHUP, outside of training: the terminal was 
 STOPS = {getattr(signal, name): kind for name, kind in (
     ('SIGINT', KeyboardInterrupt), ('SIGTERM', Terminated), ('SIGHUP', HungUp)) if hasattr(signal, name)}
 
-def seen(stream):
-    "Whether somebody looks at what is written there: a terminal, and no file or pipe."
-    try: return bool(stream.isatty())
-    except (AttributeError, ValueError): return False
-
-NARROW = 44  # columns at least; a terminal that has fewer breaks lines itself
-
-def wrapped(
-    text,    # lines; 'label       text' goes on below its text
-    stream,  # where they are going to be written
-    command=False,  # of a shell: then what is quoted stays whole, and a backslash says that the line goes on
-):  # str
-    "Lines broken at word ends, as the terminal is wide; for a file or a pipe they stay as they are."
-    if not seen(stream): return text
-    columns, out = max(NARROW, shutil.get_terminal_size().columns), []
-    for line in text.split('\n'):
-        label = re.match(r'\S.{0,9}?\s{2,}|\s+', line)
-        if command: line = re.sub("'[^']*'", lambda m: m[0].replace(' ', '\0'), line)
-        parts = textwrap.wrap(line, columns - 2*command, break_long_words=False, break_on_hyphens=False,
-                              subsequent_indent=' '*(len(label[0]) if label else 4))
-        out += [(' \\' * command + '\n').join(parts).replace('\0', ' ')]
-    return '\n'.join(out)
-
 def complain(*text):
     "Print on stderr, even if the terminal is gone."
     line = wrapped(' '.join(map(printable, text)), sys.stderr)
     with contextlib.suppress(OSError): print(line, file=sys.stderr, flush=True)
-
-class Tenths:
-    "What a bar writes on where nobody sees it move, in a file or a pipe: one line for each tenth of the way."
-    def __init__(self, stream): self.stream, self.told = stream, 0
-    def flush(self): pass
-    def write(self, text):
-        share = re.search('([0-9]+)%', text)
-        if share and int(share[1])//10 > self.told:
-            self.told = int(share[1])//10
-            with contextlib.suppress(OSError): print(text.strip(), file=self.stream, flush=True)
-
-def bar(
-    items=None,  # what is gone through; None: `update` tells
-    doing='',    # what is being done to them, in a word or two
-    show=True,
-    **kw,        # of tqdm
-):  # tqdm
-    """A bar that says what is being done: in a terminal or a notebook it moves, in a file it is a line for each tenth.
-    What takes less than a second has none."""
-    from tqdm.auto import tqdm
-    kw = dict(delay=1) | kw | dict(desc=doing) | ({} if show else dict(disable=True))
-    if 'ipykernel' in sys.modules or seen(sys.stderr):
-        form = '{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}'
-        return tqdm(items, dynamic_ncols=True, bar_format=form, **kw)
-    form = '{desc} {percentage:3.0f}%, {elapsed} so far, {remaining} to go{postfix}'
-    return tqdm(items, file=Tenths(sys.stderr), bar_format=form, **(kw | dict(leave=True)))
 
 def silence():
     "Nobody reads what we print: let the rest go nowhere, the last flush at exit too."
@@ -151,6 +102,56 @@ def one_line(name='nvs'):
         if text is None: raise
         say(' '.join(text.split('\n')))
         raise SystemExit(2) from None
+
+# %% ../nbs/library/core.ipynb #2fd73ffe
+def seen(stream):
+    "Whether somebody looks at what is written there: a terminal, and no file or pipe."
+    try: return bool(stream.isatty())
+    except (AttributeError, ValueError): return False
+
+NARROW = 44  # columns at least; a terminal that has fewer breaks lines itself
+
+def wrapped(
+    text,    # lines; 'label       text' goes on below its text
+    stream,  # where they are going to be written
+    command=False,  # of a shell: then what is quoted stays whole, and a backslash says that the line goes on
+):  # str
+    "Lines broken at word ends, as the terminal is wide; for a file or a pipe they stay as they are."
+    if not seen(stream): return text
+    columns, out = max(NARROW, shutil.get_terminal_size().columns), []
+    for line in text.split('\n'):
+        label = re.match(r'\S.{0,9}?\s{2,}|\s+', line)
+        if command: line = re.sub("'[^']*'", lambda m: m[0].replace(' ', '\0'), line)
+        parts = textwrap.wrap(line, columns - 2*command, break_long_words=False, break_on_hyphens=False,
+                              subsequent_indent=' '*(len(label[0]) if label else 4))
+        out += [(' \\' * command + '\n').join(parts).replace('\0', ' ')]
+    return '\n'.join(out)
+
+class Tenths:
+    "What a bar writes on where nobody sees it move, in a file or a pipe: one line for each tenth of the way."
+    def __init__(self, stream): self.stream, self.told = stream, 0
+    def flush(self): pass
+    def write(self, text):
+        share = re.search('([0-9]+)%', text)
+        if share and int(share[1])//10 > self.told:
+            self.told = int(share[1])//10
+            with contextlib.suppress(OSError): print(text.strip(), file=self.stream, flush=True)
+
+def bar(
+    items=None,  # what is gone through; None: `update` tells
+    doing='',    # what is being done to them, in a word or two
+    show=True,
+    **kw,        # of tqdm
+):  # tqdm
+    """A bar that says what is being done: in a terminal or a notebook it moves, in a file it is a line for each tenth.
+    What takes less than a second has none."""
+    from tqdm.auto import tqdm
+    kw = dict(delay=1) | kw | dict(desc=doing) | ({} if show else dict(disable=True))
+    if 'ipykernel' in sys.modules or seen(sys.stderr):
+        form = '{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}'
+        return tqdm(items, dynamic_ncols=True, bar_format=form, **kw)
+    form = '{desc} {percentage:3.0f}%, {elapsed} so far, {remaining} to go{postfix}'
+    return tqdm(items, file=Tenths(sys.stderr), bar_format=form, **(kw | dict(leave=True)))
 
 # %% ../nbs/library/core.ipynb #b95e13cb
 PATH = str, os.PathLike  # what names a file

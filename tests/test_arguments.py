@@ -313,6 +313,7 @@ def training_checkpoint(o, tmp):
     return [*(given(f, run=(tmp/'run', 'path'), device=('cpu', 'choice')) for f in ('load_run', 'open_run')),
         given('find_run', run=(tmp/'run', 'path')), given('load_checkpoint', path=(tmp/'run/checkpoint.pt', 'path')),
         given('read_metrics', run=(tmp, 'path')), given('describe_clips', clips=(o.clips, 'thing')),
+        given('told_clips', clips=(o.clips, 'thing')), given('left_out', run=(tmp, 'path')),
         given('save_checkpoint', path=(tmp/'x.pt', 'path'), weights=({}, 'thing'), config=(o.c, 'thing'),
               about=(o.about, 'thing'))]
 

@@ -79,7 +79,7 @@ def run(own):
 
 def test_what_is_said_before_a_training(own):
     out = own.out
-    assert out.split('\n')[0] == f'reading clips of folder in {own.top}/My Clips ...'
+    assert out.split('\n')[0] == f'reading clips in {own.top}/My Clips ...'
     said = '2 clips, 4 frames each, 32x32 px (folder); the longest has 31 frames: spread over all of it (every 10th)'
     assert said in out and re.search(r'left out +5: .*\.\.\.: all of them are listed in .*My_Clips-fast/clips.json', out)
 
