@@ -8,7 +8,7 @@ __all__ = ['LABEL', 'LISTED', 'device_name', 'score_all', 'perceptual_rows', 'fv
            'strips', 'curves', 'pairs', 'setting', 'command', 'reconstructions', 'new_samples', 'summary', 'sizes',
            'left_out', 'how', 'finish']
 
-# %% ../../nbs/library/report.ipynb #2ba50805
+# %% ../../nbs/library/report.ipynb #5d4f442a
 import json
 from pathlib import Path
 import numpy as np
@@ -28,8 +28,8 @@ from .metrics import (CONTROL, clips_of, mean_frame, motion, pca_scores, pixel_s
                                        untrained_vgg)
 from .perceptual import find_lpips, fvd, perceptual_scores
 from .samples import SAMPLES, distances, draw_samples, evaluate_run, mcs_rows, nearest, sample_rows
-from .tables import (GLOSSARY, Listing, Minute, Number, Picture, Section, Table, literal, md_table,
-                                      number, save_figure, text_table, write_pages)
+from .tables import (GLOSSARY, Listing, Minute, Number, Picture, Section, Table, literal, number,
+                                      text_table, write_pages)
 
 # %% ../../nbs/library/report.ipynb #6edca789
 LABEL = dict(nvs='ours', released='released code', vgan='VGAN', tgan='TGAN', mocogan='MoCoGAN', videovae='Video-VAE')

@@ -25,7 +25,7 @@ from ..evaluation.tables import (GLOSSARY, Listing, Minute, Number, Picture, Sec
 from ..evaluation.report import LABEL, command, curves
 from .plan import TITLE, Done, Plan
 
-# %% ../../nbs/library/baselines.ipynb #e6a4a53e
+# %% ../../nbs/library/baselines.ipynb #028cbfff
 class Entry(NamedTuple):
     "A row of a comparison: one model, asked for clips in one way."
     label: str
@@ -92,9 +92,12 @@ def minute_of(rows, film):  # `Minute`
     s = rows[0].scores
     def one(k, control, value):
         return Number(k, GLOSSARY[k], [*((e.label, e.scores[k]) for e in rows), (control, value)])
-    near, varied = (min(rows, key=lambda e: abs((e.scores[k] or 0) - aim)) for k, aim in (('fidelity', 0), ('diversity', 1)))
-    told = (f'Nearest to the training clips: **{near.label}**, {number(near.scores["fidelity"])} away '
-            f'(a real clip: {number(s["fidelity_real"])} from the next). Nearest to the diversity of the real clips: '
+    near = min(rows, key=lambda e: e.scores['fidelity'])
+    varied = min(rows, key=lambda e: abs((e.scores['diversity'] or 0) - 1))
+    far = near.scores['fidelity'] > 1.2*s['fidelity_real']
+    told = ('No model draws clips that are as near to the training clips as those are to each other. '*far
+            + f'Nearest to the training clips: **{near.label}**, {number(near.scores["fidelity"])} away; a real one is '
+            f'{number(s["fidelity_real"])} from the next. Nearest to the diversity of the real clips: '
             f'**{varied.label}**, {number(varied.scores["diversity"])} times theirs.')
     return Minute(told, film, [one('fidelity', 'real clips', s['fidelity_real']),
                                one('coverage', 'real, drawn', s['coverage_bound']), one('diversity', 'real clips', 1.)])

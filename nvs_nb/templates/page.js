@@ -5,6 +5,7 @@ const key = text => make('button', { type: 'button', textContent: text })
 for (const table of document.querySelectorAll('table.sortable')) {
   [...table.tHead.rows[0].cells].forEach((th, i) => {
     const button = key(th.textContent)
+    if (!th.textContent) button.ariaLabel = 'name'
     th.replaceChildren(button)
     button.onclick = () => {
       const number = th.classList.contains('num'), down = th.ariaSort === (number ? null : 'ascending')
