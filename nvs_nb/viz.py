@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['LISTS', 'COLORS', 'CYCLE', 'STYLE', 'new_figure', 'tint', 'check_clip', 'grid', 'strip', 'show_strips',
            'side_by_side', 'bigger', 'gif_bytes', 'mp4_bytes', 'png_bytes', 'save_bytes', 'save_strip', 'save_gif',
-           'save_mp4', 'animate', 'figure_pixels', 'plot_curves', 'plane', 'plot_paths']
+           'save_mp4', 'animate', 'figure_pixels', 'plot_curves', 'plane', 'plot_paths', 'html_picture', 'controls',
+           'marked', 'matrix_controls']
 
-# %% ../nbs/library/viz.ipynb #83ae1185
-import io
+# %% ../nbs/library/viz.ipynb #01124c59
+import base64, html, io
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
@@ -276,3 +278,77 @@ def plot_paths(
     ax.set(xlabel='first principal direction', ylabel='second', title=f'{share:.0%} of the variance is in this plane')
     ax.figure.colorbar(dots, ax=ax, label='frame')
     return ax.figure
+
+# %% ../nbs/library/viz.ipynb #faadfa19
+def html_picture(
+    clip,     # uint8 (L, H, W, 3) moves; (H, W, 3) stands still
+    alt,      # what it shows, in words
+    scale=4,  # each pixel so wide and high on the screen
+    fps=12,   # frames per second
+):
+    "An `<img>` of a fixed size that holds its picture."
+    clip = array_of(clip)
+    moves = clip.ndim == 4
+    clip = check_clip(clip if moves else clip[None])
+    instance(str, alt=alt), whole(1, 64, scale=scale)
+    kind, data = ('gif', gif_bytes(clip, fps)) if moves else ('png', png_bytes(clip))
+    h, w = (scale * n for n in clip.shape[1:3])
+    return (f'<img alt="{html.escape(alt)}" width="{w}" height="{h}" style="image-rendering: pixelated; width: {w}px; '
+            f'height: {h}px; max-width: none" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
+
+def controls(
+    draw,       # callable: the values chosen, by name -> HTML, such as of `html_picture`
+    **choices,  # name of a control -> list of values, or of (label, value); or a slider: (least, most, step)
+):
+    "A widget: what `draw` says, below controls that change it."
+    import ipywidgets as W
+    instance(Callable, draw=draw), instance((list, tuple), **choices)
+    wide, made = dict(style=dict(description_width='6rem'), layout=W.Layout(width='min(32rem, 100%)')), {}
+    for name, some in choices.items():
+        if isinstance(some, tuple):
+            low, high, step = some
+            made[name] = W.FloatSlider(low, min=low, max=high, step=step, description=name, **wide)
+        else: made[name] = (W.Dropdown if len(some) > 4 else W.ToggleButtons)(options=some, description=name, **wide)
+    film = W.HTML(layout=W.Layout(margin='.5rem 0 0 0'))
+    def show(_=None): film.value = draw(**{name: c.value for name, c in made.items()})
+    for c in made.values(): c.observe(show, 'value')
+    show()
+    return W.VBox([*made.values(), film])
+
+def marked(
+    pictures,     # uint8 (S, T, H, W, 3)
+    row, column,  # of the chosen one
+    unseen=None,  # bool (S, T)
+):  # uint8 (H', W', 3)
+    "A matrix of pictures: a blue edge around the chosen one, orange ones around the unseen ones."
+    shaped('uint8 (S, T, H, W, 3)', pictures=pictures)
+    S, T, h, w, _ = pictures.shape
+    whole(0, S - 1, row=row), whole(0, T - 1, column=column)
+    cells = np.full((S, T, h + 6, w + 6, 3), 255, np.uint8)
+    if unseen is not None:
+        shaped(f'bool ({S}, {T})', unseen=unseen)
+        cells[unseen, 1:-1, 1:-1] = [*bytes.fromhex(COLORS['orange'][1:])]
+    cells[row, column] = [*bytes.fromhex(COLORS['blue'][1:])]
+    cells[:, :, 3:-3, 3:-3] = pictures
+    return cells.swapaxes(1, 2).reshape(S * (h + 6), T * (w + 6), 3)
+
+def matrix_controls(
+    films,          # uint8 (S, T, L, H, W, 3)
+    rows, columns,  # S and T names
+    unseen=None,    # bool (S, T): films of which nothing was trained
+    scale=4,        # of the film; the matrix is shown as it is
+):
+    "A widget: a matrix of films, the chosen one marked in it and large beside it."
+    films = array_of(films)
+    shaped('uint8 (S, T, L, H, W, 3)', films=films), instance(LISTS, rows=rows, columns=columns)
+    if films.shape[:2] != (len(rows), len(columns)):
+        raise NvsError(f'rows, columns: names of {films.shape[:2]} are needed')
+    def draw(row, column):
+        name = f'{rows[row]}, {columns[column]}' + ' (never seen)' * bool(unseen is not None and unseen[row, column])
+        all_of = html_picture(marked(films[:, :, films.shape[2] // 2], row, column, unseen),
+                              f'matrix of {len(rows)} x {len(columns)} films; chosen: {name}', 1)
+        film = html_picture(films[row, column], name, scale)
+        return (f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; align-items: start">{all_of}'
+                f'<div>{film}<br>{html.escape(name)}</div></div>')
+    named = lambda names: [(str(n), i) for i, n in enumerate(names)]
+    return controls(draw, row=named(rows), column=named(columns))

@@ -102,6 +102,10 @@ def viz(o, tmp):
         given('tint', color=('blue', 'choice'), amount=(.5, 'number')), given('check_clip', clip=(o.real[0], 'frames')),
         given('grid', clips=(o.real, 'clips'), cols=(2, 'count?'), pad=(1, 'whole')),
         given('strip', clip=(o.real[0], 'frames'), every=(2, 'count'), pad=(1, 'whole')),
+        given('html_picture', clip=(o.real[0], 'clips'), alt=('a', 'text'), **play),
+        given('controls', draw=(str, 'thing')),
+        given('marked', pictures=(o.real, 'clips'), row=(0, 'whole'), column=(0, 'whole'), unseen=None),
+        given('matrix_controls', films=(o.real[None], 'array'), rows=(['a'], 'items'), columns=(list('abc'), 'items')),
         given('show_strips', clips=(o.real, 'frames'), titles=(['a', 'b', 'c'], 'names'), every=(2, 'count'),
               width=(5., 'number')), given('bigger', clip=(o.real[0], 'frames'), scale=(2, 'count')),
         given('side_by_side', real=(o.real, 'alike'), fake=o.fake, every=(2, 'count'), gain=(4, 'number')),
@@ -243,6 +247,12 @@ def evaluation_tables(o, tmp):
     return [given('film_bytes', clip=(o.real[0], 'frames')), given('words_of', text=('PSNR', 'text')),
         given('write_pages', out=(tmp/'page', 'path'), title=('t', 'text'), intro=([], 'items'), sections=([], 'items'),
               minute=(None, 'thing?'))]
+
+
+def evaluation_explore(o, tmp):
+    save_checkpoint(tmp/'checkpoint.pt', o.model.state_dict(), o.c, o.about)
+    return [given('sheet', clips=(o.real, 'clips')), given('page_data', run=(open_run(tmp), 'thing'),
+        clips=(o.clips, 'thing?'), most=(2, 'count'), title=('x', 'text'))]
 
 
 def training_sampler(o, tmp):
@@ -436,10 +446,10 @@ def paper_baselines(o, tmp):
 
 MODULES = [viz, models_latents, models_losses, models_nvs, models_build, models_prior, bench_priors, bench_large,
     models_encode, models_gan, models_vgan, models_tgan, models_mocogan, models_videovae, evaluation_metrics,
-    evaluation_perceptual,
-    evaluation_samples, evaluation_report, evaluation_tables, training_sampler, training_trainer, training_checkpoint, training_pack,
-    bench_codec, bench_encode, paper_interpolation, paper_exchange, data_clips, data_frames, data_phases,
-    data_readers, data_synthetic, config, core, paper_plan, paper_baselines]
+    evaluation_perceptual, evaluation_samples, evaluation_report, evaluation_tables, evaluation_explore,
+    training_sampler, training_trainer, training_checkpoint, training_pack, bench_codec, bench_encode,
+    paper_interpolation, paper_exchange, data_clips, data_frames, data_phases, data_readers, data_synthetic, config,
+    core, paper_plan, paper_baselines]
 
 
 def complaint(f, kw):

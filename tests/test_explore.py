@@ -5,6 +5,7 @@ node_modules; tests that need it are skipped where it is not.
 """
 import base64
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -156,11 +157,23 @@ def test_engine_of_another_version_is_refused(tmp_path, monkeypatch):
     with pytest.raises(NvsError, match='--ort .*no ort.wasm'): explore.find_ort(tmp_path)
     for name in explore.ENGINE: (tmp_path/name).write_bytes(b'another')
     with pytest.raises(NvsError, match='is not that of onnxruntime-web'): explore.find_ort(tmp_path)
-    import hashlib
     monkeypatch.setattr(explore, 'ENGINE', dict.fromkeys(explore.ENGINE, hashlib.sha256(b'another').hexdigest()))
     (tmp_path/'npm').mkdir()
     shutil.copytree(tmp_path, tmp_path/'npm/dist', ignore=shutil.ignore_patterns('npm'))
     assert explore.find_ort(tmp_path) == explore.find_ort(str(tmp_path/'npm')) == [b'another'] * 2
+
+
+def test_engine_is_downloaded_once_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv('NVS_CACHE', str(tmp_path/'cache'))
+    (tmp_path/'there').mkdir()
+    for name in explore.ENGINE: (tmp_path/'there'/name).write_bytes(name.encode())
+    monkeypatch.setattr(explore, 'ENGINE', {n: hashlib.sha256(n.encode()).hexdigest() for n in explore.ENGINE})
+    with explore.server_of(tmp_path/'there') as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(explore, 'CDN', f'http://127.0.0.1:{server.server_address[1]}/')
+        assert explore.find_ort('download') == [n.encode() for n in explore.ENGINE]
+        server.shutdown()
+    assert explore.find_ort('download') == explore.find_ort() == [n.encode() for n in explore.ENGINE]  # from the cache
 
 
 def test_explore_command(no_net, tmp_path, monkeypatch, capsys):
@@ -173,6 +186,10 @@ def test_explore_command(no_net, tmp_path, monkeypatch, capsys):
     Path('mine/index.html').write_text('mine')
     assert main(['explore', 'run', '--out', 'mine']) == 2
     assert 'we did not make it' in capsys.readouterr().err and Path('mine/index.html').read_text() == 'mine'
+    def interrupted(server): raise KeyboardInterrupt
+    monkeypatch.setattr(explore.ThreadingHTTPServer, 'serve_forever', interrupted)
+    assert main(['explore', 'run', '--serve']) == 0
+    assert re.search(r'http://127\.0\.0\.1:\d+/', capsys.readouterr().out)
 
 
 # ---- the page in a browser
