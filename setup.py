@@ -25,6 +25,8 @@ def absolute(text):
     return re.sub(link, one, text, flags=re.S)
 
 
+data = [p.relative_to(here / lib).as_posix() for p in sorted((here / lib).rglob('*'))
+        if p.is_file() and p.suffix not in ('.py', '.pyc')]
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
 extras['dev'] += [r for name in ('notebook', 'explore', 'book') for r in extras[name]]
 
@@ -51,7 +53,7 @@ setup(
         'Topic :: Multimedia :: Video', 'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=[lib, f'{lib}.*']),
-    package_data={lib: ['embedded/**/*', 'templates/*']},
+    package_data={lib: data},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
