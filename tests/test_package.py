@@ -117,7 +117,7 @@ def test_command_needs_no_developer_package():
 
 def test_imports_are_required():
     "Every outside package that a module imports at its top is among the requirements"
-    names = {'scikit-image': 'skimage', 'pillow': 'PIL', 'Jinja2': 'jinja2'}
+    names = {'scikit-image': 'skimage', 'pillow': 'PIL', 'Jinja2': 'jinja2', 'MarkupSafe': 'markupsafe'}
     required = {names.get(n, n) for n in re.findall(r'(?:^|\s)([A-Za-z][\w-]*)', settings()['requirements'])}
     found = set()
     for name, path in MODULES.items():

@@ -30,8 +30,9 @@ def halved(frames, size):  # uint8 (N, L, size, size, 3)
 
 # %% ../../nbs/library/large.ipynb #f617f138
 def judged(real, fake, parameters):  # dict
-    "Scores of clips beside their controls, all uint8 (N, L, H, W, 3); also at 64 pixels, and of the first 16 frames there."
-    shaped('uint8 (N, L, H, W, 3)', real=real), shaped(f'uint8 {real.shape}', fake=fake), whole(1, parameters=parameters)
+    "Scores of uint8 clips (N, L, H, W, 3) beside their controls; also at 64 pixels, and of the first 16 frames there."
+    shaped('uint8 (N, L, H, W, 3)', real=real), shaped(f'uint8 {real.shape}', fake=fake)
+    whole(1, parameters=parameters)
     def three(of, a, b):
         p = psnr(a, b)
         return {f'{of}psnr_mean': float(p.mean()), f'{of}psnr_worst': float(p.min()),
