@@ -535,12 +535,12 @@ def info(run: Run):
     say(f'files       {len(files)}, {sum(f.stat().st_size for f in files)/1e6:.1f} MB')
     if scores: say('\n' + text_table(score_rows(scores)))
 
-# %% ../nbs/library/cli.ipynb #6fc77942
+# %% ../nbs/library/cli.ipynb #38d39e0d
 @app.command()
 def export(
     run: Run,
     file: Annotated[str, typer.Argument(metavar='FILE', help='The file to write.')] = 'model.onnx',
-    codes: Annotated[bool, typer.Option('--codes', help='What goes in: codes of frames, not indices of clips.')] = False,
+    codes: Annotated[bool, typer.Option('--codes', help='What goes in: codes of frames, no indices of clips.')] = False,
 ):
     "Write the model of a run as ONNX, checked against PyTorch if onnxruntime is here."
     from nvs_nb.core import atomic_write
@@ -565,7 +565,7 @@ def explore(
     originals: Annotated[bool, typer.Option('--originals', help='Put the original clips into the page, too: give it '
         'only to those who may see them. Those of embedded datasets are always in it.')] = False,
     most: Annotated[int, option('--most', 'N', 'Clips in the page.', True, min=1, max=100)] = 100,
-    serve: Annotated[bool, typer.Option('--serve', help='Show it at an address of this machine, until Ctrl-C.')] = False,
+    serve: Annotated[bool, typer.Option('--serve', help='Show it at an address of this machine; Ctrl-C ends.')] = False,
     port: Annotated[int, option('--port', 'N', 'Of --serve; 0: any that is free.', True, min=0, max=65535)] = 0,
     root: Again = None,
 ):
