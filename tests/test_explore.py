@@ -78,7 +78,7 @@ def test_a_wrong_export_is_refused(packages, tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime', reason='no onnxruntime')
     (tmp_path/'other').mkdir()
     other, _ = explore.to_onnx(small_run(tmp_path/'other', seed=1).model, True)
-    def export(graph, some, file, dynamo, **kw): file.write(other)
+    def export(graph, some, file, dynamic_shapes, **kw): file.write(other)
     monkeypatch.setattr(torch.onnx, 'export', export)
     with pytest.raises(NvsError, match='frames that are'): explore.to_onnx(small_run(tmp_path).model, True)
 
