@@ -680,7 +680,7 @@ def info(run: Run):
     say(f'files       {len(files)}, {sum(f.stat().st_size for f in files)/1e6:.1f} MB')
     if scores: say(), say_rows(score_rows(scores))
 
-# %% ../nbs/library/cli.ipynb #6fc77942
+# %% ../nbs/library/cli.ipynb #38d39e0d
 @app.command()
 def export(
     run: Run,

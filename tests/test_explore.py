@@ -78,7 +78,7 @@ def test_a_wrong_export_is_refused(packages, tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime', reason='no onnxruntime')
     (tmp_path/'other').mkdir()
     other, _ = explore.to_onnx(small_run(tmp_path/'other', seed=1).model, True)
-    def export(graph, some, file, dynamo, **kw): file.write(other)
+    def export(graph, some, file, dynamic_shapes, **kw): file.write(other)
     monkeypatch.setattr(torch.onnx, 'export', export)
     with pytest.raises(NvsError, match='frames that are'): explore.to_onnx(small_run(tmp_path).model, True)
 
@@ -218,11 +218,12 @@ def pages(packages, tmp_path_factory):
 def visit(browser):
     "Open a page without a network; every message of the console is kept and has to be none."
     contexts, said = [], []
-    def go(url, width=1280, **kw):
+    def go(width=1280, may_fail=False, **kw):
         context = browser.new_context(viewport=dict(width=width, height=800), offline=True, **kw)
         contexts.append(context)
         tab = context.new_page()
-        tab.on('console', lambda m: said.append(m.text)), tab.on('pageerror', lambda e: said.append(str(e)))
+        if not may_fail: tab.on('console', lambda m: said.append(m.text))
+        tab.on('pageerror', lambda e: said.append(str(e)))
         return tab
     yield go
     for c in contexts: c.close()
@@ -280,7 +281,7 @@ def fits(tab):
 
 
 def test_the_network_runs_in_the_page(pages, engine, visit, capsys):
-    run, tab = open_run('pretrained'), visit('')
+    run, tab = open_run('pretrained'), visit()
     ms = float(opened(tab, pages('pretrained', engine), 'network')['ms'])
     with capsys.disabled(): print(f'\nexplorer: {ms:.1f} ms for a clip of the shipped run')
     assert ms < 5000  # a page that stands still; how fast it is, is printed
@@ -294,7 +295,7 @@ def test_the_network_runs_in_the_page(pages, engine, visit, capsys):
 
 
 def test_everything_can_be_moved(pages, engine, visit):
-    tab = visit('')
+    tab = visit()
     opened(tab, pages('pretrained', engine), 'network')
     first = picture(tab, 'right')
     slide(tab, '#time', 9)
@@ -323,7 +324,7 @@ def test_everything_can_be_moved(pages, engine, visit):
 
 
 def test_new_clips_are_drawn_and_differ(pages, engine, visit):
-    tab = visit('')
+    tab = visit()
     opened(tab, pages('pretrained', engine), 'network')
     drawn = [picture(tab, 'drawn')]
     for _ in range(3):
@@ -340,7 +341,7 @@ def test_new_clips_are_drawn_and_differ(pages, engine, visit):
 
 
 def test_keyboard_alone(pages, engine, visit):
-    tab = visit('')
+    tab = visit()
     opened(tab, pages('pretrained', engine), 'network')
     for key in ('ArrowRight', 'ArrowRight', 'ArrowLeft'): tab.keyboard.press(key)
     assert tab.inner_text('#told') == 'frame 2 of 16'
@@ -356,8 +357,19 @@ def test_keyboard_alone(pages, engine, visit):
     assert {*wanted.split()} <= reached
 
 
+def test_engine_from_the_network_is_checked_by_the_browser(pages, engine, visit):
+    "The address of the CDN answers with the files, or with one that somebody has changed: then there are films."
+    for spoilt in (b'', b' '):
+        def answer(route):
+            body = engine[route.request.url.endswith('.wasm')] + spoilt
+            route.fulfill(body=body, headers={'Access-Control-Allow-Origin': '*'})
+        tab = visit(**(dict(may_fail=True) if spoilt else {}))
+        tab.route(explore.CDN + '*', answer)
+        opened(tab, pages('pretrained'), 'films' if spoilt else 'network')
+
+
 def test_films_where_webassembly_is_refused(pages, visit):
-    tab = visit('', 390, color_scheme='dark')
+    tab = visit(390, color_scheme='dark')
     tab.add_init_script('delete window.WebAssembly')
     opened(tab, pages('pretrained'), 'films')
     fits(tab)
@@ -373,7 +385,7 @@ def test_films_where_webassembly_is_refused(pages, visit):
 
 
 def test_matrix_of_who_does_what_in_the_dark_on_a_telephone(pages, engine, visit):
-    tab = visit('', 390, color_scheme='dark', reduced_motion='reduce')
+    tab = visit(390, color_scheme='dark', reduced_motion='reduce')
     opened(tab, pages('actors', engine), 'network')
     fits(tab)
     assert tab.inner_text('#play') == 'Play'  # nothing moves by itself

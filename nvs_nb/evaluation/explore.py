@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHECK', 'ORT', 'CDN', 'ENGINE', 'MOST', 'PIXELS', 'FRESH', 'WAYS', 'CELLS', 'HOME', 'FromCodes', 'FromIndices',
-           'needed', 'halved', 'inputs_of', 'to_onnx', 'difference', 'find_ort', 'packed', 'sheet', 'directions',
+           'need_onnx', 'halved', 'inputs_of', 'to_onnx', 'difference', 'find_ort', 'packed', 'sheet', 'directions',
            'page_data', 'write_explorer', 'Handler', 'server_of']
 
-# %% ../../nbs/library/explore.ipynb #9e62b0a5
-import base64, gzip, hashlib, io, json, logging, math, warnings
+# %% ../../nbs/library/explore.ipynb #de3b6b95
+import base64, copy, gzip, hashlib, inspect, io, json, logging, math, warnings
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from jinja2 import Template
 from PIL import Image
 from torch import nn
-from ..core import PATH, NvsError, array_of, atomic_write, instance, note_made, one_of, printable, shaped, whole
+from ..core import PATH, NvsError, array_of, atomic_write, instance, note_made, printable, shaped, whole
 from ..data.clips import EMBEDDED, Clips
 from ..data.download import fetch
 from ..data.readers import cache_home
@@ -26,7 +26,7 @@ from ..models.prior import Prior, clip_codes, variances
 from ..training.checkpoint import Opened
 from .metrics import mean_frame, psnr
 
-# %% ../../nbs/library/explore.ipynb #5766acee
+# %% ../../nbs/library/explore.ipynb #348fe475
 CHECK = 1e-4  # the largest difference to PyTorch that is allowed, frames in [-1, 1]
 
 class FromCodes(nn.Module):
@@ -60,20 +60,15 @@ class FromIndices(FromCodes):
         frames = super().forward(each(z_s), r.flatten(0, 1), *map(each, label))
         return frames.unflatten(0, (-1, self.path.shape[1])), z_s, r
 
-def needed(*names):
-    "The packages of the extra `explore`. `NvsError` that says how to get them."
-    found = []
-    for name in names:
-        try:
-            if name == 'onnx': import onnx as package
-            elif name == 'onnxscript': import onnxscript as package
-        except ImportError: raise NvsError(f"{name} is not installed: pip install 'nvs_nb[explore]'") from None
-        found.append(package)
-    return found
+def need_onnx():  # the package onnx
+    "`NvsError` that says how to get the packages of the extra `explore`."
+    try: import onnx, onnxscript
+    except ImportError as e: raise NvsError(f"{e.name} is not installed: pip install 'nvs_nb[explore]'") from None
+    return onnx
 
 def halved(data):
     "An ONNX model whose large tables of 32-bit floats are stored with 16 bits, and widened when it is loaded."
-    onnx, = needed('onnx')
+    onnx = need_onnx()
     m = onnx.load_model_from_string(data)
     for x in [x for x in m.graph.initializer if x.data_type == onnx.TensorProto.FLOAT and math.prod(x.dims) > 1000]:
         half = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(x).astype(np.float16), f'{x.name}_half')
@@ -97,20 +92,19 @@ def to_onnx(
     "A model as ONNX. `NvsError` without the extra `explore`, or if onnxruntime computes something else than PyTorch."
     instance(NVS, model=model), instance(bool, codes=codes, half=half)
     if model.c.model.name != 'nvs': raise NvsError(f'model {model.c.model.name}: only models called nvs are exported')
-    needed('onnx', 'onnxscript')
-    if 'dynamo' not in torch.onnx.export.__code__.co_varnames:
+    need_onnx()
+    if 'dynamic_shapes' not in inspect.signature(torch.onnx.export).parameters:
         raise NvsError(f'torch {torch.__version__}: an export needs torch 2.6 or newer')
-    was, file, many = model.training, io.BytesIO(), torch.export.Dim('N', min=1, max=2**20)
-    model.eval()
+    model, file, many = copy.deepcopy(model).cpu().eval(), io.BytesIO(), torch.export.Dim('N', min=1, max=2**20)
+    graph, some = (FromCodes if codes else FromIndices)(model).eval(), inputs_of(model, codes)
+    names = ['frames'] if codes else ['frames', 'z_s', 'r']
     try:
-        graph, some = (FromCodes if codes else FromIndices)(model.cpu()).eval(), inputs_of(model, codes)
-        names = ['frames'] if codes else ['frames', 'z_s', 'r']
         logging.disable(logging.WARNING)  # about other packages
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             torch.onnx.export(graph, tuple(some.values()), file, input_names=[*some], output_names=names, dynamo=True,
                               dynamic_shapes=tuple({0: many} for _ in some), external_data=False, verbose=False)
-    finally: logging.disable(logging.NOTSET), model.train(was)
+    finally: logging.disable(logging.NOTSET)
     data = halved(file.getvalue()) if half else file.getvalue()
     far = difference(model, data, codes)
     if far is not None and not far <= (.02 if half else CHECK):
@@ -119,15 +113,14 @@ def to_onnx(
 
 @torch.no_grad()
 def difference(model, data, codes):
-    "The largest difference between frames of an ONNX model and of PyTorch; None if there is no onnxruntime to ask."
+    """The largest difference between frames of an ONNX model and of a model in evaluation mode; None if there is no
+    onnxruntime to ask."""
     try: import onnxruntime
     except ImportError: return None
-    some, was = inputs_of(model, codes, 4), model.training  # another number than it was exported with
+    some = inputs_of(model, codes, 4)  # another number than it was exported with
     session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
-    model.eval()
     draw = lambda z_s, r, label=None: model.G(torch.cat([z_s, r], 1), label)
-    try: real = draw(**some) if codes else model(**some)[0]
-    finally: model.train(was)
+    real = draw(**some) if codes else model(**some)[0]
     return float(np.abs(session.run(['frames'], {k: x.numpy() for k, x in some.items()})[0] - real.numpy()).max())
 
 # %% ../../nbs/library/explore.ipynb #f325b672
