@@ -46,7 +46,7 @@ def lab(tmp_path_factory):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     more = ['--no-browser', f'--ServerApp.port={port}', '--ServerApp.ip=127.0.0.1', f'--IdentityProvider.token={TOKEN}',
-            '--ServerApp.port_retries=0', '--ServerApp.allow_root=True']
+            '--ServerApp.port_retries=0', '--ServerApp.allow_root=True', '--LabApp.expose_app_in_browser=True']
     env = {**os.environ, 'JUPYTER_CONFIG_DIR': str(config), 'JUPYTERLAB_SETTINGS_DIR': str(config / 'settings'),
            'JUPYTERLAB_WORKSPACES_DIR': str(top / 'workspaces'), 'JUPYTER_RUNTIME_DIR': str(top / 'runtime'),
            'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', 'PYTHONPATH': str(copy),
@@ -114,20 +114,18 @@ def test_pictures_of_real_results_show(open_notebook):
 def test_run_all(open_notebook, lab, name, widgets):
     "Run All ends without an error, and a widget, if there is one, changes what is shown"
     page, path = open_notebook(f'nbs/{name}.ipynb'), lab[1] / f'nbs/{name}.ipynb'
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000, state='attached')
-    page.locator('.lm-MenuBar-item', has_text='Run').first.click()
-    page.locator('.lm-Menu-itemLabel', has_text=re.compile('^Run All Cells$')).click()
-    page.wait_for_timeout(3000)
-    page.wait_for_function(f'{PROMPTS}.some(x => /\\d/.test(x)) && !{PROMPTS}.some(x => x.includes("*"))',
-                           timeout=560_000, polling=1000)
+    page.evaluate('jupyterapp.shell.currentWidget.sessionContext.ready')
+    assert 'Python 3' in page.locator('.jp-Toolbar-kernelName, .jp-KernelName').first.inner_text()
+    assert not page.locator('.jp-Dialog').count()  # it opens with its kernel, and asks nothing
+    page.evaluate('jupyterapp.commands.execute("notebook:run-all-cells")')  # as the menu does; returns at the end
+    page.wait_for_function(f'!{PROMPTS}.some(x => x.includes("*"))', timeout=60_000)
     assert broken(page) == []
     assert page.locator('.jupyter-widgets').count() or not widgets
     if page.locator('.jupyter-widgets').count():
         before = page.evaluate(SHOWN)
         change(page)
         page.wait_for_function(f'before => {SHOWN} != before', arg=before, timeout=60_000)
-    page.keyboard.press('Control+s')
-    page.wait_for_timeout(3000)
+    page.evaluate('jupyterapp.commands.execute("docmanager:save")')
     cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     assert not [o['evalue'] for c in cells for o in c['outputs'] if o['output_type'] == 'error']
     assert all(c['execution_count'] for c in cells if ''.join(c['source']).strip())
