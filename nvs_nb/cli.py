@@ -10,10 +10,10 @@ __all__ = ['NAMES', 'Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 
            'conclude', 'as_long_again', 'train', 'resume', 'about_run', 'list_runs', 'tune', 'write_clips', 'generate',
            'PriorKind', 'sample', 'evaluate', 'encode', 'pack', 'unpack', 'compare', 'info', 'export', 'explore',
            'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear',
-           'data_info', 'get', 'main']
+           'data_info', 'get', 'text_width', 'main']
 
-# %% ../nbs/library/cli.ipynb #756cb354
-import atexit, contextlib, difflib, errno, gc, math, os, re, sys, warnings
+# %% ../nbs/library/cli.ipynb #9de5a12c
+import atexit, contextlib, difflib, errno, gc, math, os, re, shutil, sys, warnings
 from collections import Counter
 from datetime import datetime
 from enum import Enum
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from . import __version__
-from .core import NvsError, complain, expand, one_line, printable, seen, shell_line, silence, wrapped
+from .core import NARROW, NvsError, complain, expand, one_line, printable, seen, shell_line, silence, wrapped
 
 # %% ../nbs/library/cli.ipynb #ae65da44
 def say(text='', command=False):
@@ -119,18 +119,17 @@ def nvs(
 def data(ctx: typer.Context):
     if ctx.invoked_subcommand is None: say(ctx.get_help())
 
-# %% ../nbs/library/cli.ipynb #10e37e33
+# %% ../nbs/library/cli.ipynb #f6a645c0
 def own_folder(dataset, root):  # (name of the dataset, folder, stem of the names of its runs)
     "What FOLDER|DATASET means: a folder that is there, unless it is the name of a dataset."
     if dataset in NAMES: return dataset, root, dataset
     path = expand(dataset)
-    if path.is_dir():
+    if dataset and path.is_dir():
         if root: raise NvsError(f'{dataset} and --root {root}: two folders; give one of them')
         return 'folder', dataset, safe_names([path.resolve().name])[0]
     if path.is_file(): raise NvsError(f'{dataset}: a file; give the folder that it is in')
-    near = difflib.get_close_matches(dataset, NAMES, 1)
-    raise NvsError(f'{dataset}: neither a folder that is there nor a dataset ({", ".join(NAMES)})'
-                   + f'; did you mean {near[0]}?' * bool(near))
+    near = ''.join(f'; did you mean {name}?' for name in difflib.get_close_matches(dataset, NAMES, 1))
+    raise NvsError(f'{dataset}: neither a folder that is there nor a dataset ({", ".join(NAMES)}){near}')
 
 def settings(dataset, root, preset, model, changes, **given):  # `Config`
     """The configuration that options ask for; `given`: options that have a setting's name, None if they were not used.
@@ -282,7 +281,7 @@ def as_long_again(t):
     if b.seconds or b.limit and t.step < t.steps: return '--seconds', f'{max(1, round(b.seconds - b.start or b.limit))}'
     return '--epochs', f'{max(1, round(b.epochs - b.start))}'
 
-# %% ../nbs/library/cli.ipynb #2a1478af
+# %% ../nbs/library/cli.ipynb #a6e36c06
 @app.command()
 def train(
     dataset: Dataset,
@@ -295,12 +294,11 @@ def train(
     frames: Annotated[Optional[int], option('--frames', 'L', 'Frames of a clip. Default: 16.', min=2)] = None,
     size: Annotated[Optional[int], option('--size', 'PX', 'Width and height of a frame: 32, 64, 128, ... Default: 64.',
         min=32)] = None,
-    window: Annotated[Optional[Spread], option('--window', 'first|random|even', 'Which L frames of a longer film: the '
-        'first ones, a window somewhere in it, or spread evenly over all of it. Default: even for a folder.')] = None,
+    window: Annotated[Optional[Spread], option('--window', 'NAME', 'Which L frames of a longer film: first, random '
+        '(somewhere in it), or even (spread over all of it). Default: even for a folder, else first.')] = None,
     stride: Annotated[Optional[int], option('--stride', 'N', 'Take every N-th frame of a film.', min=1)] = None,
-    fit: Annotated[Optional[Fit], option('--fit', 'crop|pad|squeeze|person', 'Frames that are not square: '
-        'their middle, all of them with black bars, all of them squeezed, or a square that follows what moves. '
-        'Default: crop.')] = None,
+    fit: Annotated[Optional[Fit], option('--fit', 'NAME', 'Frames that are not square: crop (their middle), pad '
+        '(all of them, with black bars), squeeze, or person (a square along what moves). Default: crop.')] = None,
     device: Device = 'auto',
     changes: Change = [],
     runs: Annotated[str, option('--runs', 'DIR', 'Where runs live.', True)] = 'runs',
@@ -951,7 +949,11 @@ def get(
     if home(None).absolute() != place.absolute() or 'NVS_DATA' not in os.environ:
         say(f'{"or":12}export NVS_DATA={shell_line(place.absolute())}, and the dataset needs no --root')
 
-# %% ../nbs/library/cli.ipynb #4d520fa1
+# %% ../nbs/library/cli.ipynb #9272609f
+def text_width():
+    "Columns of the help: those of the terminal, within limits. (Left alone, it would take 50 of a narrower one.)"
+    return min(100, max(NARROW, shutil.get_terminal_size().columns)) - 1
+
 def main(argv=None):
     "The entry point of `nvs`: runs a command line and returns its exit code."
     os.environ.setdefault('MPLBACKEND', 'agg')  # files only, no windows
@@ -964,7 +966,8 @@ def main(argv=None):
         with one_line():
             command = typer.main.get_command(app)
             if '_NVS_COMPLETE' in os.environ: return command.main(prog_name='nvs')  # the Tab key: a shell asks
-            with command.make_context('nvs', list(sys.argv[1:] if argv is None else argv)) as ctx: command.invoke(ctx)
+            words = list(sys.argv[1:] if argv is None else argv)
+            with command.make_context('nvs', words, terminal_width=text_width()) as ctx: command.invoke(ctx)
         return 0
     except typer.Exit as e: return e.exit_code
     except SystemExit as e: return e.code

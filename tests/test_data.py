@@ -248,7 +248,7 @@ def test_decompression_bomb(root, load, monkeypatch):
     (dict(size=48), 'size 48: a power of two'), (dict(size=16), 'size 16: a whole number of at least 32'),
     (dict(size=64.), 'size 64.0:'), (dict(size='64'), "size '64'"), (dict(size=True), 'size True'),
     (dict(frames=0), 'frames 0:'), (dict(stride=0), 'stride 0:'), (dict(seed=-1), 'seed -1:'),
-    (dict(window='last'), "window 'last': choose first or random"),
+    (dict(window='last'), "window 'last': choose first, random, even"),
     (dict(size=128), 'size 128: the embedded chairs'),
     (dict(frames=17), 'frames 17, stride 1: the embedded chairs have 16'),
     (dict(frames=9, stride=2), 'frames 9, stride 2'),

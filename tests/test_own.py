@@ -129,6 +129,8 @@ def test_a_folder_or_a_dataset(place):
     refused('train', 'x', '--root', 'chairs', names=['x', '--root', 'give one'])
     refused('train', 'f.mp4', names=['f.mp4', 'the folder that it is in'])
     refused('train', 'nowhere', names=['nowhere', 'neither a folder', 'weizmann'])
+    refused('train', 'chars', names=['chars', 'did you mean chairs?'])
+    refused('train', '', names=['neither a folder'])
     refused('train', 'x', names=['x', 'no clips in it'])
 
 
@@ -269,6 +271,12 @@ def test_commands_can_be_copied(monkeypatch):
     text = wrapped(core.shell_line(*words), Terminal(), command=True)
     said = subprocess.run(['sh', '-c', text.replace('nvs', "printf '%s|' nvs", 1)], capture_output=True, text=True)
     assert len(text.split('\n')) > 1 and said.stdout == '|'.join(words) + '|'
+
+
+@pytest.mark.parametrize('command', ['train', 'resume', 'runs'])
+def test_help_in_a_narrow_terminal(command, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '44')
+    assert max(map(len, done(command, '--help').split('\n'))) <= 44
 
 
 def test_scores_in_a_narrow_terminal(monkeypatch):
