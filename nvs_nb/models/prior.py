@@ -118,10 +118,11 @@ def flow(y, rng, steps=4000, euler=50):
         return x
     return draw
 
-# %% ../../nbs/4_beyond/14_new_clips.ipynb #adb36b00
+# %% ../../nbs/4_beyond/14_new_clips.ipynb #82d07aba
 PRIORS = dict(gaussian=gaussian, mixture=mixture, imle=imle, flow=flow)
-TRIES = 200  # batches of draws, before a wish for clips of one kind is given up
+TRIES = 200  # batches of draws, before clips of one kind are given up
 
+# %% ../../nbs/4_beyond/14_new_clips.ipynb #57a645fb
 class Prior:
     "A distribution over the codes of clips, fitted to those of a dictionary, from which new clips are drawn."
     def __init__(self,
