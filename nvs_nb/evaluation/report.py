@@ -239,16 +239,19 @@ def setting(x):
     if isinstance(x, float) and float(f'{x:g}') == x: return f'{x:g}'
     return str(x).lower() if isinstance(x, bool) else str(x)
 
-def command(config, root=''):  # one line
-    "The command that trains such a run anew; `root`: folder of the files."
+def command(config, root='', run='RUN'):  # a line for each stretch of the training
+    "The command that trains such a run anew, and those that went on with it; `root`: folder of the files."
+    first, *more = config.budget.stretches()
     parts = ['nvs', 'train', config.data.dataset, *(['--root', str(root)] if root else [])]
     if config.model.name not in LATENT: parts += ['--model', config.model.name]
     if config.preset != 'fast': parts += ['--preset', config.preset]
     for k, (_, v) in differences(config).items():
         name = k.rpartition('.')[2]
         own = k in ('budget.epochs', 'budget.seconds')  # these have options of their own
+        if more and own or k in ('budget.start', 'budget.earlier'): continue
         parts += [f'--{name}', setting(v)] if own else ['--set', f'{k}={setting(v)}']
-    return shell_line(*parts)
+    if more: parts += [f'--{first[0]}', f'{first[1]:g}']
+    return '\n'.join([shell_line(*parts), *(shell_line('nvs', 'resume', run, f'--{k}', f'{n:g}') for k, n in more)])
 
 def reconstructions(model, clips, real, fake, scores):  # a film of the best clip, and sections
     "What a model with a dictionary has learnt."
@@ -311,12 +314,12 @@ def left_out(clips):  # list of `Section`, empty if no clip was left out
     lines = Listing('\n'.join(map(printable, clips.skipped)), f'All {n}' if n > 20 else '')
     return [Section('Clips left out', [f'{n} of {n + len(clips)} could not be used:', lines])]
 
-def how(config, root):  # `Section`
+def how(config, root, run):  # `Section`
     "What it takes to make a run again."
     changed = [[f'`{k}`', *(literal(setting(x)) for x in two)] for k, two in differences(config).items()]
     told = 'Settings that differ from the preset:' if changed else 'All settings are those of the preset.'
     return Section('How to make it again', [
-        f'With nvs_nb {__version__} and torch {torch.__version__}:', Listing(command(config, root)),
+        f'With nvs_nb {__version__} and torch {torch.__version__}:', Listing(command(config, root, run)),
         told, *[Table(['setting', 'default', 'here'], changed)]*bool(changed),
         Listing(json.dumps(config.to_dict(), indent=2), 'The whole configuration')])
 
@@ -348,7 +351,7 @@ def finish(
     title = f'{literal(run.name)}: {len(real)} clips of {literal(clips.dataset)}'
     minute = Minute(verdict(scores), film, key_numbers(scores))
     sections = [*sections[:1], Section('Scores', [table]), *sections[1:], *left_out(clips), sizes(run, clips, scores),
-                how(config, root)]
+                how(config, root, Path(run).name)]
     write_pages(run, title, summary(config, scores), sections, minute=minute)
     made = {p.file: p.caption for p in [film, *(p for s in sections for p in s.parts)] if isinstance(p, Picture)}
     if ours:
