@@ -831,7 +831,7 @@ def test_info_of_one_dataset(monkeypatch):
     assert 'nvs data get weizmann' in done('data', 'info', 'weizmann').out
     assert 'give its folder' in done('data', 'info', 'folder').out
     refused(nvs('data', 'info', 'golf', '--root', 'nowhere'), 'no such folder')
-    refused(nvs('data', 'info', 'gulf'), 'choose one of chairs')
+    refused(nvs('data', 'info', 'gulf'), 'did you mean golf?')
 
 
 def test_bare_command_helps():
