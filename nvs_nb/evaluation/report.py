@@ -314,9 +314,11 @@ def left_out(clips):  # list of `Section`, empty if no clip was left out
 def how(config, root):  # `Section`
     "What it takes to make a run again."
     changed = [[f'`{k}`', *(literal(setting(x)) for x in two)] for k, two in differences(config).items()]
+    later = [shell_line('nvs', 'resume', 'RUN', f'--{unit}', f'{n:.0f}') for unit, n in config.budget.stretches()[1:]]
     told = 'Settings that differ from the preset:' if changed else 'All settings are those of the preset.'
     return Section('How to make it again', [
-        f'With nvs_nb {__version__} and torch {torch.__version__}:', Listing(command(config, root)),
+        f'With nvs_nb {__version__} and torch {torch.__version__}:', 
+        Listing('\n'.join([command(config, root), *later])),
         told, *[Table(['setting', 'default', 'here'], changed)]*bool(changed),
         Listing(json.dumps(config.to_dict(), indent=2), 'The whole configuration')])
 
@@ -345,7 +347,8 @@ def finish(
     rows = [[f'{label}\n{meaning(label)}'.strip(), value, beside] for label, value, beside in score_rows(scores)]
     table = Table(['score', 'all clips' if ours else f'{SAMPLES} new clips', 'to compare with'], rows,
                   pca + 'How each was computed stands under "cards" in scores.json.')
-    title = f'{literal(run.name)}: {len(real)} clips of {literal(clips.dataset)}'
+    origin = Path(root).resolve().name if root and clips.dataset == 'folder' else clips.dataset
+    title = f'{literal(run.name)}: {len(real)} clips of {literal(origin)}'
     minute = Minute(verdict(scores), film, key_numbers(scores))
     sections = [*sections[:1], Section('Scores', [table]), *sections[1:], *left_out(clips), sizes(run, clips, scores),
                 how(config, root)]
