@@ -6,11 +6,11 @@
 __all__ = ['NAMES', 'Dataset', 'Run', 'Root', 'Again', 'Home', 'Device', 'Vgg', 'Preset', 'Model', 'Change', 'Seconds', 'app',
            'data_app', 'cache_app', 'DEVICES', 'DEMO', 'say', 'say_rows', 'begin', 'option', 'Format', 'Spread', 'Fit',
            'complete_dataset', 'complete_run', 'as_folder', 'application', 'nvs', 'data', 'own_folder', 'settings',
-           'safe_names', 'pick_clips', 'ordinal', 'which_frames', 'announce', 'resume_line', 'learn', 'verdict',
-           'conclude', 'as_long_again', 'train', 'resume', 'about_run', 'list_runs', 'tune', 'write_clips', 'generate',
-           'PriorKind', 'sample', 'evaluate', 'encode', 'pack', 'unpack', 'compare', 'info', 'export', 'explore',
-           'demo_place', 'demo', 'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear',
-           'data_info', 'get', 'text_width', 'main']
+           'safe_names', 'pick_clips', 'ordinal', 'which_frames', 'announce', 'resume_line', 'learn', 'conclude',
+           'as_long_again', 'train', 'resume', 'about_run', 'list_runs', 'tune', 'write_clips', 'generate', 'PriorKind',
+           'sample', 'evaluate', 'encode', 'pack', 'unpack', 'compare', 'info', 'export', 'explore', 'demo_place',
+           'demo', 'reproduce', 'count', 'matrix', 'contents', 'home', 'locate', 'tell', 'cache', 'clear', 'data_info',
+           'get', 'text_width', 'main']
 
 # %% ../nbs/library/cli.ipynb #9de5a12c
 import atexit, contextlib, difflib, errno, gc, math, os, re, shutil, sys, warnings
@@ -128,7 +128,10 @@ def own_folder(dataset, root):  # (name of the dataset, folder, stem of the name
         if root: raise NvsError(f'{dataset} and --root {root}: two folders; give one of them')
         return 'folder', dataset, safe_names([path.resolve().name])[0]
     if path.is_file(): raise NvsError(f'{dataset}: a file; give the folder that it is in')
-    near = ''.join(f'; did you mean {name}?' for name in difflib.get_close_matches(dataset, NAMES, 1))
+    there = []
+    with contextlib.suppress(OSError): there = [str(p) for p in path.parent.iterdir() if p.is_dir()]
+    near = ''.join(f'; did you mean {shell_line(name)}?'
+                   for name in difflib.get_close_matches(str(path), [*there, *NAMES], 1))
     raise NvsError(f'{dataset}: neither a folder that is there nor a dataset ({", ".join(NAMES)}){near}')
 
 def settings(dataset, root, preset, model, changes, **given):  # `Config`
@@ -245,22 +248,6 @@ def learn(t):
     if first: complain(f'nvs: stopped at step {t.step} and saved; go on with: {resume_line(t.run)}')
     raise typer.Exit(128 + t.stopped)
 
-def verdict(scores):
-    "How good a run is, in words, by its scores: against the mean frame of each clip, and against PCA."
-    if 'coverage' in scores:
-        return ('new clips have no original to be compared with; {distinct} clips of the training are the nearest to '
-                'one of them or more. nvs compare sets models side by side'.format(**scores))
-    ours, still, pca = (scores.get(f'{k}psnr_mean') for k in ('', 'baseline_', 'pca_'))
-    if ours is None or still is None: return 'no PSNR, so no verdict'
-    told = (f' ({ours:.1f} dB; mean frame of each clip {still:.1f} dB'
-            + (f', PCA with as many bytes {pca:.1f} dB)' if pca is not None else ')'))
-    if ours <= still: return 'below the mean frame: nothing learnt yet' + told
-    moving, without = scores.get('psnr_moving'), scores.get('baseline_psnr_moving')
-    if None not in (moving, without) and moving <= without:
-        return 'above the mean frame, but not where something moves: no motion learnt yet' + told
-    if pca is not None and ours <= pca: return 'above the mean frame, below PCA: the motion is being learnt' + told
-    return 'above the mean frame' + ' and PCA' * (pca is not None) + ': the clips are learnt' + told
-
 def conclude(t, vgg, why):
     "Score all clips with the final weights, write the report, print table and verdict; returns (scores, pictures)."
     from nvs_nb.evaluation import report
@@ -269,7 +256,7 @@ def conclude(t, vgg, why):
     except KeyboardInterrupt as e:
         raise type(e)(f'{t.run} is trained and saved; to score it: {resume_line(t.run)}') from None
     say(), say_rows(report.score_rows(scores))
-    say(f'\nverdict     {verdict(scores)}\nreport      {t.run/"report.html"}')
+    say(f'\nverdict     {report.verdict(scores)}\nreport      {t.run/"report.html"}')
     new = () if t.c.model.name in LATENT else ('--new', 16)
     say(f'next        {shell_line("nvs", "generate", t.run, *new)}', command=True)
     say(f'longer      {resume_line(t.run, *as_long_again(t))}', command=True)
@@ -289,7 +276,8 @@ def train(
     name: Annotated[Optional[str], option('--name', 'NAME', 'Default: DATASET-PRESET, numbered if taken.')] = None,
     preset: Preset = 'fast',
     model: Model = 'nvs',
-    epochs: Annotated[Optional[int], option('--epochs', 'N', 'Train for so many passes over the clips.', min=1)] = None,
+    epochs: Annotated[Optional[int], option('--epochs', 'N', 'Train for so many passes over the clips. '
+        'Default: as the preset says; for a folder 1000, at most 600 s.', min=1)] = None,
     seconds: Seconds = None,
     frames: Annotated[Optional[int], option('--frames', 'L', 'Frames of a clip. Default: 16.', min=2)] = None,
     size: Annotated[Optional[int], option('--size', 'PX', 'Width and height of a frame: 32, 64, 128, ... Default: 64.',
@@ -660,9 +648,10 @@ def info(run: Run):
     c, about, done, scores = r.config, r.about, share_done(r), read_scores(r.folder)
     saved = (r.state.get('trainer') or {}).get('step', math.inf)  # a killed training has logged more
     lines = [x for x in read_metrics(r.folder) if x['step'] <= saved]
+    origin = about['root'] or ('the package' if about['dataset'] in NAMES[:3] else '')  # a packed run names no folder
     say(f'run         {r.path}: {about["dataset"]}, model {c.model.name}, preset {c.preset}, configuration {c.hash()}')
-    say(f'clips       {len(about["names"])} of {c.data.frames} frames, {c.data.size}x{c.data.size} px, '
-        f'from {about["root"] or "the package"}: ' + ', '.join(about['names'][:4] + ['...'][:len(about['names']) > 4]))
+    say(f'clips       {len(about["names"])} of {c.data.frames} frames, {c.data.size}x{c.data.size} px'
+        + f', from {origin}' * bool(origin) + ': ' + ', '.join(about['names'][:4] + ['...'][:len(about['names']) > 4]))
     if c.model.name in LATENT:
         say(f'codes       {len(about["static_names"])} static, {len(about["transient_names"])} transient paths')
     changed = ', '.join(f'{k}={setting(v)}' for k, (_, v) in differences(c).items())

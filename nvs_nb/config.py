@@ -386,7 +386,10 @@ def differences(
     "What differs from the defaults of this dataset, preset and model, without what belongs to the machine."
     default = make_config(config.data.dataset, config.preset, config.model.name).flat()
     (unit, n), *more = config.budget.stretches()
-    first = {f'budget.{unit}': math.ceil(n) if unit == 'epochs' else n} if more else {}  # as it was before `longer`
+    # as it was before `longer`; of a clock, tenths of a second
+    first = {f'budget.{unit}': math.ceil(n) if unit == 'epochs' else round(n, 1) or n} if more else {}
+    unused = {'budget.limit'} if more else set()
+    if unit == 'seconds': unused = {'budget.epochs', 'budget.limit'}  # the clock alone decides
     return {k: (default[k], v) for k, v in (config.flat() | first).items()
             if v != default[k] and k not in ('precision', 'budget.start', 'budget.earlier')
-            and not k.startswith('runtime.') and not (more and k == 'budget.limit')}
+            and not k.startswith('runtime.') and k not in unused}

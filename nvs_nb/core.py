@@ -29,7 +29,8 @@ def out_of_memory(e):
 def explain(e):  # str, or None
     "The line for an error that the user can mend; None for a bug."
     if hasattr(e, 'format_message'):  # wrong options, from typer
-        return f'{e.format_message()} (see: {getattr(getattr(e, "ctx", None), "command_path", "nvs")} --help)'
+        told = e.format_message().replace('Value error, ', '')  # pydantic's word
+        return f'{told} (see: {getattr(getattr(e, "ctx", None), "command_path", "nvs")} --help)'
     if isinstance(e, NvsError): return str(e)
     if out_of_memory(e):
         return 'not enough memory; try a smaller batch, width or size (--set optim.batch=..., --set model.width=...)'

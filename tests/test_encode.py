@@ -231,7 +231,7 @@ def test_command_keeps_new_clips(run, capsys, monkeypatch, small_vgg):
     assert between(r.model, [i], [j], [.5]).shape == (1, 1, 32, 32, 3)          # interpolation
     assert generate(r.model, [i], [0]).shape == (1, 4, 32, 32, 3)              # exchange
     code, out, err = nvs('encode', 'more', capsys=capsys)                      # and now it knows all of them
-    assert code == 2 and 'does not know' in err
+    assert code == 2 and 'does not know; give a folder with others (--root)' in err
     assert nvs('evaluate', 'more', capsys=capsys)[0] == 0                      # of those that it was trained on
 
 

@@ -1,5 +1,6 @@
 "One's own clips, and runs that go on: what is said before and after a training, `nvs resume` after the end, `nvs runs`."
 import contextlib
+import html
 import io
 import json
 import os
@@ -15,8 +16,9 @@ import torch
 from PIL import Image
 
 from nvs_nb import cli, core
-from nvs_nb.config import make_config
+from nvs_nb.config import differences, make_config
 from nvs_nb.core import NvsError, wrapped
+from nvs_nb.evaluation import report
 from nvs_nb.training.checkpoint import left_out, load_run
 from nvs_nb.training.trainer import Trainer
 
@@ -117,7 +119,7 @@ def test_fit_is_an_option():
         'pad', 'person']
     refused('train', 'chairs', '--fit', 'stretch', names=['--fit', 'squeeze'])
     refused('train', 'chairs', '--fit', 'pad', '--set', 'fit=crop', names=['--fit', '--set'])
-    refused('train', 'chairs', '--window', 'last', names=['--window', 'even'])
+    refused('train', 'chairs', '--window', 'last', names=["'--window': 'last' is not", 'even'])
     refused('train', 'folder', '--root', '.', '--window', 'even', '--stride', '2', names=['even', 'stride'])
 
 
@@ -130,6 +132,9 @@ def test_a_folder_or_a_dataset(place):
     refused('train', 'f.mp4', names=['f.mp4', 'the folder that it is in'])
     refused('train', 'nowhere', names=['nowhere', 'neither a folder', 'weizmann'])
     refused('train', 'chars', names=['chars', 'did you mean chairs?'])
+    Path('My Clips').mkdir()
+    refused('train', 'My Clps', names=["did you mean 'My Clips'?"])
+    refused('train', f'{place}/My_Clips', names=[f"did you mean '{place}/My Clips'?"])
     refused('train', '', names=['neither a folder'])
     refused('train', 'x', names=['x', 'no clips in it'])
 
@@ -159,6 +164,8 @@ def test_resume_after_the_end(run):
     c = json.loads((run / 'config.json').read_text())['budget']
     assert (c['epochs'], c['start'], c['earlier'], c['limit']) == (8, 2., 'epochs=2', 0.)
     assert load_run(run)[1].budget.stretches() == [('epochs', 2.), ('epochs', 6.)]
+    page = html.unescape((run / 'report.html').read_text())
+    assert 'mine: 2 clips of My Clips' in page and '--epochs 2' in page and 'nvs resume RUN --epochs 6' in page
     assert f'finished, 8 steps; to train it longer:\n    nvs resume runs/mine --epochs 6' in done('resume', 'mine')
 
 
@@ -208,6 +215,19 @@ def test_a_budget_that_cannot_be(budget, run):
     refused('resume', 'mine', names=['checkpoint.pt', 'budget'])
 
 
+def test_a_clock_in_a_command():
+    "What a stretch of seconds leaves unused is not said, and its tenths are enough"
+    c = make_config('folder', seconds=25.).longer((9., 25.129359068), seconds=10)
+    assert report.command(c, 'my clips') == "nvs train folder --root 'my clips' --seconds 25.1"
+    assert differences(c) == {'budget.seconds': (0., 25.1)}
+
+
+def test_a_packed_run_names_no_folder(run):
+    done('pack', 'mine'), done('unpack', 'mine.nvs', '--name', 'again')
+    assert f'from {run.resolve().parent}' not in done('info', 'again') and 'px: a, long one' in done('info', 'again')
+    assert 'My Clips: a, long one' in done('info', 'mine')
+
+
 # ---- what there is, and how good it is
 
 def test_runs_are_listed(run):
@@ -226,21 +246,20 @@ def test_a_name_that_no_run_has():
     refused('info', 'r11x', names=['in runs: r11', '(nvs runs'])
 
 
-@pytest.mark.parametrize('ours, still, pca, moving, words', [
-    (20., 24., 26., 10., 'below the mean frame: nothing learnt yet (20.0 dB'),
-    (25., 24., 26., 10., 'not where something moves'), (25., 24., 26., 19., 'above the mean frame, below PCA'),
-    (30., 24., 26., 19., 'above the mean frame and PCA'), (30., 24., None, 19., 'above the mean frame: the clips'),
-    (None, None, None, None, 'no verdict')])
-def test_verdict(ours, still, pca, moving, words):
-    scores = dict(psnr_mean=ours, baseline_psnr_mean=still, pca_psnr_mean=pca, psnr_moving=moving,
-                  baseline_psnr_moving=15.)
-    assert words in cli.verdict(scores)
+@pytest.mark.parametrize('ours, pca, moving, words', [
+    (20., 26., 10., 'Nothing learnt yet: the clips are 4.0 dB less near'), (25., 26., 10., 'No motion learnt yet'),
+    (24.5, 26., 19., 'Little learnt: the clips are only 0.5 dB nearer'), (25., 26., 19., 'PCA, without any training'),
+    (30., 26., 19., 'also 4.0 dB nearer than PCA'), (30., None, 19., 'Learnt: the clips are 6.0 dB nearer')])
+def test_verdict(ours, pca, moving, words):
+    scores = dict(psnr_mean=ours, baseline_psnr_mean=24., pca_psnr_mean=pca, psnr_moving=moving,
+                  baseline_psnr_moving=15., psnr_clips=[ours])
+    assert words in report.verdict(scores)
 
 
 def test_the_end_of_a_training(own):
     scores = json.loads((own.path / 'scores.json').read_text())
     lines = dict(re.findall(r'(?m)^(\w+) +(.*)$', own.out.split('\n\n')[-1]))
-    assert lines['verdict'] == cli.verdict(scores) and lines['report'] == f'{own.path}/report.html'
+    assert lines['verdict'] == report.verdict(scores) and lines['report'] == f'{own.path}/report.html'
     assert lines['next'] == f'nvs generate {own.path}' and lines['longer'] == f'nvs resume {own.path} --epochs 2'
 
 
@@ -250,7 +269,7 @@ class Terminal(io.StringIO):
     def isatty(self): return True
 
 
-TEXT = 'verdict     above the mean frame and PCA: the clips are learnt (31.2 dB; mean frame of each clip 18.1 dB)'
+TEXT = 'verdict     Learnt: the clips are 7.0 dB nearer to the originals than their mean frame, which does not move.'
 
 
 @pytest.mark.parametrize('columns, most', [(20, 44), (44, 44), (60, 60), (200, 200)])

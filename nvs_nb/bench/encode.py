@@ -37,7 +37,8 @@ def unseen_clips(
     known, names = {*(about.get('digests') or ())}, [*about['names']]
     new = [i for i, (name, d) in enumerate(zip(clips.names, clips.digests[1]))
            if d not in known and (known or name not in names)]
-    if not new: raise NvsError(f'{where or clips.dataset}: no clip there that {opened.path} does not know')
+    if not new: raise NvsError(f'{where or clips.dataset}: no clip there that {opened.path} does not know; '
+                                'give a folder with others (--root)')
     clips, told = clips.subset(new), []
     for name in clips.names:
         n, free = 1, name

@@ -348,7 +348,8 @@ def finish(
     rows = [[f'{label}\n{meaning(label)}'.strip(), value, beside] for label, value, beside in score_rows(scores)]
     table = Table(['score', 'all clips' if ours else f'{SAMPLES} new clips', 'to compare with'], rows,
                   pca + 'How each was computed stands under "cards" in scores.json.')
-    title = f'{literal(run.name)}: {len(real)} clips of {literal(clips.dataset)}'
+    origin = Path(root).resolve().name if root and clips.dataset == 'folder' else clips.dataset
+    title = f'{literal(run.name)}: {len(real)} clips of {literal(origin)}'
     minute = Minute(verdict(scores), film, key_numbers(scores))
     sections = [*sections[:1], Section('Scores', [table]), *sections[1:], *left_out(clips), sizes(run, clips, scores),
                 how(config, root, Path(run).name)]
