@@ -517,8 +517,8 @@ def evaluate(
     if r.home:
         with hold(r.home): scores, _ = report.finish(r.home, r.model, r.config, clips, root or r.about['root'], **kw)
     else: scores, *_ = report.score_all(r.model, r.config, clips, **kw)  # what is not ours is not written to
-    say_rows(report.score_rows(scores))
-    if r.home: say(f'\nreport      {r.home/"report.html"}')
+    say_rows(report.score_rows(scores)), say(f'\nverdict     {report.verdict(scores)}')
+    if r.home: say(f'report      {r.home/"report.html"}')
 
 @app.command()
 def encode(

@@ -137,7 +137,8 @@ def verdict(s):  # text
         told = f'Learnt: the clips are {gain:.1f} dB nearer {still}'
         told += '.' if moving is None else f', and {moving:.1f} dB where something moves.'
     worse = sum(a <= b for a, b in zip(s['psnr_clips'], s.get('baseline_psnr_clips', ())))
-    if 0 < worse < len(s['psnr_clips']): told += f' {worse} of {len(s["psnr_clips"])} clips are not better than that.'
+    are, n = 'is' if worse == 1 else 'are', len(s['psnr_clips'])
+    if 0 < worse < n: told += f' {worse} of {n} clips {are} no nearer than the mean frame.'
     if ahead is None: return told
     if ahead >= 0: return f'{told} They are also {ahead:.1f} dB nearer than PCA in as many bytes.'
     return f'{told} PCA, without any training and in as many bytes, is {-ahead:.1f} dB nearer.'
