@@ -165,7 +165,7 @@ def test_resume_after_the_end(run):
     assert (c['epochs'], c['start'], c['earlier'], c['limit']) == (8, 2., 'epochs=2', 0.)
     assert load_run(run)[1].budget.stretches() == [('epochs', 2.), ('epochs', 6.)]
     page = html.unescape((run / 'report.html').read_text())
-    assert 'mine: 2 clips of My Clips' in page and '--epochs 2' in page and 'nvs resume RUN --epochs 6' in page
+    assert 'mine: 2 clips of My Clips' in page and '--epochs 2' in page and 'nvs resume mine --epochs 6' in page
     assert f'finished, 8 steps; to train it longer:\n    nvs resume runs/mine --epochs 6' in done('resume', 'mine')
 
 
@@ -218,7 +218,7 @@ def test_a_budget_that_cannot_be(budget, run):
 def test_a_clock_in_a_command():
     "What a stretch of seconds leaves unused is not said, and its tenths are enough"
     c = make_config('folder', seconds=25.).longer((9., 25.129359068), seconds=10)
-    assert report.command(c, 'my clips') == "nvs train folder --root 'my clips' --seconds 25.1"
+    assert report.command(c, 'my clips') == "nvs train folder --root 'my clips' --seconds 25.1\nnvs resume RUN --seconds 10"
     assert differences(c) == {'budget.seconds': (0., 25.1)}
 
 

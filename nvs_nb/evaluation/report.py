@@ -242,17 +242,16 @@ def setting(x):
 
 def command(config, root='', run='RUN'):  # a line for each stretch of the training
     "The command that trains such a run anew, and those that went on with it; `root`: folder of the files."
-    first, *more = config.budget.stretches()
     parts = ['nvs', 'train', config.data.dataset, *(['--root', str(root)] if root else [])]
     if config.model.name not in LATENT: parts += ['--model', config.model.name]
     if config.preset != 'fast': parts += ['--preset', config.preset]
     for k, (_, v) in differences(config).items():
         name = k.rpartition('.')[2]
         own = k in ('budget.epochs', 'budget.seconds')  # these have options of their own
-        if more and own or k in ('budget.start', 'budget.earlier'): continue
         parts += [f'--{name}', setting(v)] if own else ['--set', f'{k}={setting(v)}']
-    if more: parts += [f'--{first[0]}', f'{first[1]:g}']
-    return '\n'.join([shell_line(*parts), *(shell_line('nvs', 'resume', run, f'--{k}', f'{n:g}') for k, n in more)])
+    later = config.budget.stretches()[1:]
+    return '\n'.join([shell_line(*parts), *(shell_line('nvs', 'resume', run, f'--{k}', f'{round(n, 1):g}')
+                                             for k, n in later)])
 
 def reconstructions(model, clips, real, fake, scores):  # a film of the best clip, and sections
     "What a model with a dictionary has learnt."
