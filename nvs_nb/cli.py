@@ -65,6 +65,7 @@ NAMES = 'chairs', 'actors', 'swings', 'chair-cad', 'weizmann', 'golf', 'folder'
 
 def complete_dataset(incomplete: str): return [name for name in NAMES if name.startswith(incomplete)]
 
+# %% ../nbs/library/cli.ipynb #bdb5999f
 def complete_run(incomplete: str):
     "The runs whose names begin so, for the Tab key of a shell."
     with contextlib.suppress(OSError):
@@ -107,6 +108,7 @@ app.add_typer(data_app, name='data')
 cache_app = application('The decoded clips that are kept, in $NVS_CACHE, else ~/.cache/nvs_nb.')
 app.add_typer(cache_app, name='cache')
 
+# %% ../nbs/library/cli.ipynb #661ac73b
 @app.callback(invoke_without_command=True)
 def nvs(
     ctx: typer.Context,
@@ -157,6 +159,7 @@ def settings(dataset, root, preset, model, changes, **given):  # `Config`
 
 DEVICES = '(con|prn|aux|nul|com[0-9]|lpt[0-9])'  # names that Windows keeps for itself, with any suffix
 
+# %% ../nbs/library/cli.ipynb #83456be6
 def safe_names(
     names,     # any texts
     taken=(),  # names that are in use already
@@ -232,6 +235,7 @@ def announce(t):
 
 def resume_line(run, *more): return shell_line('nvs', 'resume', run, *more)
 
+# %% ../nbs/library/cli.ipynb #6ed03adf
 def learn(t):
     "Train; a signal ends in a saved run, a line that says how to go on, and the signal's exit code."
     from nvs_nb.training import runtime
@@ -314,6 +318,7 @@ def train(
         learn(t)
         if first: conclude(t, vgg, why)
 
+# %% ../nbs/library/cli.ipynb #5d8e8556
 @app.command()
 def resume(
     run: Run,
@@ -422,6 +427,7 @@ def write_clips(out, names, clips, format, fps, scale, what):
     say(f'{what} as {", ".join(dict.fromkeys(kinds))} in {folder}')
     if len(clips) > 1 and 'gif' in kinds: say(f'all at once: {folder/"all.gif"}')
 
+# %% ../nbs/library/cli.ipynb #27126f7f
 @app.command()
 def generate(
     run: Run,
@@ -459,6 +465,7 @@ class PriorKind(str, Enum):
     "The distributions over codes that `nvs sample` can draw from."
     gaussian, mixture, imle, flow = 'gaussian', 'mixture', 'imle', 'flow'
 
+# %% ../nbs/library/cli.ipynb #25aef8fb
 @app.command()
 def sample(
     run: Run,
@@ -498,6 +505,7 @@ def sample(
     rows = [(name, names[w], f'{x:.1f} dB') for name, w, x in zip(made, which, dB)]
     say(text_table([('new', 'nearest', 'PSNR between them'), *rows[:16]]) + f'\n... {n - 16} more' * (n > 16))
 
+# %% ../nbs/library/cli.ipynb #5f395fe0
 @app.command()
 def evaluate(
     run: Run, root: Again = None, device: Device = 'auto', vgg16: Vgg = None,
@@ -520,6 +528,7 @@ def evaluate(
     say_rows(report.score_rows(scores)), say(f'\nverdict     {report.verdict(scores)}')
     if r.home: say(f'report      {r.home/"report.html"}')
 
+# %% ../nbs/library/cli.ipynb #9c44c94e
 @app.command()
 def encode(
     run: Run,
@@ -584,6 +593,7 @@ def encode(
         save_checkpoint(path/'checkpoint.pt', model.state_dict(), r.config, about)
     say(f'run         {path}\nnext        {shell_line("nvs", "generate", path, "--clip", clips.names[0])}')
 
+# %% ../nbs/library/cli.ipynb #e64e9acd
 @app.command()
 def pack(
     run: Run,
@@ -614,6 +624,7 @@ def unpack(
         unpack(expand(file), path)
     say(f'run         {path}\nnext        {shell_line("nvs", "generate", path)}')
 
+# %% ../nbs/library/cli.ipynb #247287f8
 @app.command()
 def compare(
     names: Annotated[list[str], typer.Argument(metavar='RUN RUN ...', show_default=False,
@@ -637,6 +648,7 @@ def compare(
     if not vgg: say('\nfeatures of a VGG16 with random weights: compare in this table only; --vgg16 names trained ones')
     say(f'\nreport      {path/"report.html"}')
 
+# %% ../nbs/library/cli.ipynb #49b31231
 @app.command()
 def info(run: Run):
     "Tell what is in a run."
@@ -739,6 +751,7 @@ def demo_place(
             if r.config.hash() == config.hash() and not (share_done(r) == 1 and (path/'report.html').exists()):
                 return path, True, f'going on with the demo in {path}, which was interrupted'
 
+# %% ../nbs/library/cli.ipynb #9ad07e56
 @app.command()
 def demo(
     out: Annotated[str, option('--out', 'DIR', 'Where to write; numbered if taken.', True)] = 'runs/demo',
@@ -770,6 +783,7 @@ def demo(
     say(f'each chair by itself: {shell_line("nvs", "generate", path)}')
     say(f'\nmean PSNR {scores["psnr_mean"]:.2f} dB, worst clip {scores["psnr_worst"]:.2f} dB')
 
+# %% ../nbs/library/cli.ipynb #be2520af
 @app.command()
 def reproduce(
     datasets: Annotated[str, typer.Argument(metavar='[DATASETS]',
@@ -818,6 +832,7 @@ def matrix(
     lines += [f'{a:8}' + ''.join(f'{"x" if (p, a) in cells else ".":>8}' for p in people) for a in actions]
     return lines + [f'{len({*asked} & cells)} of the {len(asked)} cells']
 
+# %% ../nbs/library/cli.ipynb #f420dbdc
 def contents(
     name,    # of a dataset
     root,    # its folder; None for an embedded one
@@ -860,6 +875,7 @@ def home(root):
     "The folder of all datasets."
     return expand(root or os.environ.get('NVS_DATA') or 'nvs-data')
 
+# %% ../nbs/library/cli.ipynb #0a892706
 def locate(name, root, alone):
     "Where a dataset that is not embedded is, if it is here. Asked for by name (`alone`), `root` may be its own folder."
     for n in ('chair-cad', 'chairs') if name == 'chair-cad' else (name,):
@@ -898,6 +914,7 @@ def clear():
     from nvs_nb.data.readers import cache_home, clear_cache
     say(f'{clear_cache(cache_home())/1e6:,.1f} MB removed from {cache_home()}')
 
+# %% ../nbs/library/cli.ipynb #bd678432
 @data_app.command('info')
 def data_info(
     dataset: Annotated[Optional[str], typer.Argument(metavar='[DATASET]', show_default=False,

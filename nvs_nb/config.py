@@ -58,6 +58,7 @@ class OptimConfig(Section):
     lr_g: float = within(1e-3, 0, 10)         # tau_G, learning rate of the generator (Adam)
     decay: Literal['cosine', 'constant_then_cosine', 'constant'] = 'cosine'  # of all learning rates
 
+# %% ../nbs/library/config.ipynb #716b445b
 class BudgetConfig(Section):
     "How long to train."
     epochs: int = within(200, 1, 10**7)       # passes over all clips
@@ -110,6 +111,7 @@ class LatentFields(Section):
 
 IdMap = Literal['dataset', 'shared', 'clip']
 
+# %% ../nbs/library/config.ipynb #451da2ec
 class NVSConfig(LatentFields):
     "Non-adversarial video synthesis: the paper's model."
     name: Literal['nvs'] = 'nvs'
@@ -152,6 +154,7 @@ class GANFields(Fixed, Section):
     d_steps: int = within(1, 1, 100)          # updates of the discriminator per update of the generator
     lr_d: float = within(2e-4, 0, 10)         # of the discriminator
 
+# %% ../nbs/library/config.ipynb #0cdf665b
 class VGANConfig(GANFields):
     "Vondrick et al., 2016."
     name: Literal['vgan'] = 'vgan'
@@ -349,6 +352,7 @@ BASELINES = dict(  # their own papers' settings; what changes in a run of minute
     videovae=(dict(d_s=64, d_t=32, hidden=256, batch=32, lr_g=1e-3), dict(e_width=32)))
 MINUTES = dict(width=128, batch=8)  # of all four
 
+# %% ../nbs/library/config.ipynb #0f2a3b46
 def make_config(
     dataset,         # 'chairs', 'actors', 'swings' (embedded), 'chair-cad', 'weizmann', 'golf' or 'folder'
     preset='fast',   # 'paper', 'released', 'fast', 'exchange', or 'glo' (Bojanowski et al., 2018: a free code a frame)

@@ -62,6 +62,7 @@ class HungUp(KeyboardInterrupt): "SIGHUP, outside of training: the terminal was 
 STOPS = {getattr(signal, name): kind for name, kind in (
     ('SIGINT', KeyboardInterrupt), ('SIGTERM', Terminated), ('SIGHUP', HungUp)) if hasattr(signal, name)}
 
+# %% ../nbs/library/core.ipynb #9efd7859
 def complain(*text):
     "Print on stderr, even if the terminal is gone."
     line = wrapped(' '.join(map(printable, text)), sys.stderr)
@@ -196,6 +197,7 @@ def instance(kind, /, **values):
         if not isinstance(x, tuple(kinds)) or isinstance(x, bool) and bool not in kinds:
             raise NvsError(f'{name} must be of type {" or ".join(k.__name__ for k in kinds)}, not {type(x).__name__}')
 
+# %% ../nbs/library/core.ipynb #10f460bf
 def shaped(what, /, **arrays):
     """`NvsError` unless each array or tensor is as `what` says, such as 'uint8 (N, L, H, W, 3)': its words are in the
     name of the type ('torch.float': of tensors), its letters are sizes, the same for all; '...': any first ones."""
@@ -280,6 +282,7 @@ def atomic_write(
         finally:
             if tmp: Path(tmp).unlink(missing_ok=True)
 
+# %% ../nbs/library/core.ipynb #82c8d49f
 class Busy(NvsError): "A folder in which another process is at work."
 
 @contextlib.contextmanager
@@ -321,6 +324,7 @@ def made_in(folder):
     path = Path(folder)/MADE
     return {*path.read_text('utf-8', 'ignore').splitlines()} if path.is_file() else set()
 
+# %% ../nbs/library/core.ipynb #dbe80c24
 def note_made(folder, names):
     "Note the names of files that we made in a folder."
     text = '\n'.join(sorted({*names} | made_in(folder))) + '\n'

@@ -84,6 +84,7 @@ def strip(
     frames = check_clip(clip)[::every]
     return grid(frames[:,None], cols=len(frames), pad=pad)[0]
 
+# %% ../nbs/library/viz.ipynb #c245595d
 def show_strips(
     clips,  # uint8 (N, L, H, W, 3), a list of clips, or one clip
     titles=None,  # one per clip
@@ -170,6 +171,7 @@ def png_bytes(clip, every=1):
     Image.fromarray(strip(clip, every)).save(out, 'PNG')
     return out.getvalue()
 
+# %% ../nbs/library/viz.ipynb #4564f0af
 def save_bytes(path, suffix, encode, clip, *args):
     "Check, encode in memory, then write atomically; whatever fails names the file."
     instance(PATH, path=path)
@@ -214,6 +216,7 @@ def animate(
     if width is not None: whole(1, width=width)
     return Image(data=gif_bytes(clip, fps, scale), format='gif', alt=alt, width=width)
 
+# %% ../nbs/library/viz.ipynb #6a3559c2
 def figure_pixels(fig):  # uint8 (H, W, 3)
     "A figure as pixels: one frame of a moving figure."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -315,6 +318,7 @@ def controls(
     show()
     return W.VBox([*made.values(), film])
 
+# %% ../nbs/library/viz.ipynb #88d7948a
 def marked(
     pictures,     # uint8 (S, T, H, W, 3)
     row, column,  # of the chosen one

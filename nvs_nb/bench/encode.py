@@ -85,6 +85,7 @@ def mean(x):
     x = [v for v in x if v is not None]
     return float(np.mean(x)) if x else None
 
+# %% ../../nbs/library/encode.ipynb #34e52239
 def encode_clips(
     opened,        # `Opened`
     clips,         # `Clips` that it does not know

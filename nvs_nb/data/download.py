@@ -42,6 +42,7 @@ def read_note(path):
     if not isinstance(note, dict) or [type(note.get(k)) for k in ('url', 'tag', 'total')] != [str, str, int]: return {}
     return note if note['tag'].isascii() and note['tag'].isprintable() and 0 <= note['total'] < MOST else {}
 
+# %% ../../nbs/library/download.ipynb #478d84b2
 def connect(url, part, stop, bar):
     "One connection: append to `part` what is missing up to byte `stop`. Returns the bytes of the whole, 0 if unknown."
     note, here = part.with_suffix('.json'), size(part)
@@ -85,6 +86,7 @@ def connect(url, part, stop, bar):
     if total: raise requests.ConnectionError(f'the connection ended after {at:,} of {end:,} bytes')
     return at
 
+# %% ../../nbs/library/download.ipynb #7aa5d5c8
 def download(url, output_file, _, part, stop, tries, progress):
     "A downloader for pooch that goes on where the last one ended. `Stopped` if that is at byte `stop`."
     os.unlink(output_file)  # an empty file, which would stay if we were killed
@@ -161,6 +163,7 @@ class Meter:
         if self.at > self.most: raise tarfile.FilterError('more comes than the headers announce')
         return chunk
 
+# %% ../../nbs/library/download.ipynb #657a9367
 def members_of(archive):
     "(`TarInfo`, bytes unpacked up to its end, function that opens it) of each member; to be read before the next."
     with open(archive, 'rb') as f: head = f.read(8)
@@ -183,6 +186,7 @@ def members_of(archive):
             if rest.strip(b'\0'): raise tarfile.ReadError('no member where one should be')
         if not meter.tail or meter.tail.strip(b'\0'): raise EOFError  # an empty block marks the end
 
+# %% ../../nbs/library/download.ipynb #2c3f7cda
 def extract(
     archive,        # a tar, plain or as gz, bz2 or xz, or a zip
     folder,         # to appear, with all files or not at all
@@ -268,6 +272,7 @@ def places(urls, source):  # dict name of an archive -> its address, its path, o
                        'what is unpacked already needs no get, only --root')
     return found
 
+# %% ../../nbs/library/download.ipynb #58d24862
 def get(
     name,           # 'chairs', 'weizmann' or 'golf'
     root,           # folder of all datasets; the films go to `root`/`name`
@@ -310,4 +315,3 @@ def bring(todo, got, home, how, keep, first, progress):
             raise NvsError(f'{e}; it was removed, the same command fetches it again') from None
         if archive in got.new and path is not place and not keep:
             for file in (path, home/f'{archive}.json'): file.unlink(missing_ok=True)
-

@@ -151,6 +151,7 @@ def square(
 
 FITS = 'crop', 'pad', 'squeeze', 'person', 'person-right'  # the last two: see `follow`
 
+# %% ../../nbs/library/frames.ipynb #8a3a4a9d
 def follow(
     frames,  # uint8 (L, H, W, 3), of a camera that stands still
     size,    # height and width to come, in pixels
@@ -180,6 +181,7 @@ def follow(
     boxes = ((x-half+pad, y-half+pad, x+half+pad, y+half+pad) for x, y in zip(*track))
     return np.stack([np.asarray(Image.fromarray(f).resize((size, size), how, box)) for f, box in zip(wide, boxes)])
 
+# %% ../../nbs/library/frames.ipynb #8e2287c5
 def shrink(
     shots,  # (RGB image, width of its pixels : height), one at a time
     size, fit, path,
@@ -276,6 +278,7 @@ def natural(name):
 
 ONE = 'the frames of a clip are one series of consecutive numbers'
 
+# %% ../../nbs/library/frames.ipynb #aa51a52a
 def numbered(files, number):
     "`files` in the order of the first `number` in their names that counts evenly."
     parts = [re.split(f'({number})', f.stem.casefold()) for f in files]
@@ -312,6 +315,7 @@ def series(files):  # the same, in order
         except NvsError as e: errors.append(e)
     raise errors[0]
 
+# %% ../../nbs/library/frames.ipynb #5ea1777f
 def read_images(
     files,      # one image a frame, in order
     name,       # of the clip
@@ -353,6 +357,7 @@ def color_table(curve, primaries):  # Color3DLUT
     if curve in (PQ, HLG): rgb *= np.where(top > .6, 1-.4*np.exp(-(top-.6)/.4), top)/top.clip(1e-9)
     return ImageFilter.Color3DLUT(65, (rgb.clip(0, 1)**(1/2.4)).ravel())
 
+# %% ../../nbs/library/frames.ipynb #82e989a5
 def show(
     shot,     # a PIL image, or a frame of a video
     ratio=1,  # of its pixels, width : height
@@ -397,6 +402,7 @@ def pages(im):
 
 ALPHA = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}  # decoders that keep it, which FFmpeg's own ones do not
 
+# %% ../../nbs/library/frames.ipynb #d6813cec
 def container(path):
     "A video file, opened."
     options = dict(format_whitelist=CONTAINERS, protocol_whitelist='file')
@@ -436,6 +442,7 @@ def movie(path):
                 yield shot, float(stream.sample_aspect_ratio or decoder.sample_aspect_ratio or 1), opaque
             if packet.is_corrupt and box.format.name != 'mpegts': raise ValueError('cut short')  # there: a seam
 
+# %% ../../nbs/library/frames.ipynb #0a40a011
 class Film:
     "The frames of a file, to loop over, up to its end or its first damage. `n`: their number so far."
     def __init__(self, path): self.path, self.n, self.damaged = path, 0, False

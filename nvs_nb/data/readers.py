@@ -48,6 +48,7 @@ def is_run(names):
     "Whether a folder with files of these names is a run, or is going to be one."
     return 'config.json' in names and not {'checkpoint.pt', 'metrics.jsonl', '.lock'}.isdisjoint(names)
 
+# %% ../../nbs/library/readers.ipynb #e4eb3802
 def find(
     root,  # folder to look into, at any depth
 ):  # paths in natural order, and lines about what may be clips but cannot be opened
@@ -92,6 +93,7 @@ def label(path, root, file=True):
     rel = path.relative_to(root)
     return plain('_'.join((rel.with_suffix('') if file else rel).parts))
 
+# %% ../../nbs/library/readers.ipynb #73651046
 def tile_aspect(strips):
     """Width : height of the frames in the strips of a set: what divides most of them; of several, that shift along a
     strip after which it looks most like itself. 80:64 and squares come first."""
@@ -134,6 +136,7 @@ def weizmann(root, files, tile=0):
         sources.append(Source(plain(name), (f,), read, plain(person), plain(action), why_not))
     return sources
 
+# %% ../../nbs/library/readers.ipynb #10ee2331
 def chair_cad(root, files):
     "<id>/renders/image_KKK_pPPP_tTTT_rRRR.png: first elevation P, cropped to 100:500 of 600. One shared static code."
     chairs = {}
@@ -178,6 +181,7 @@ def folder(root, files):
     why_not = 'the frames of a clip need a sub-folder of their own'
     return [*sources, Source(name, tuple(loose), None, 'shared', name, why_not)]
 
+# %% ../../nbs/library/readers.ipynb #204f247b
 READERS = {'weizmann': weizmann, 'chair-cad': chair_cad, 'golf': golf, 'folder': folder}
 
 def told_apart(sources, root):
@@ -259,6 +263,7 @@ def digest(clip):
     "16 hex digits of a hash of the bytes of a clip."
     return hashlib.sha256(np.ascontiguousarray(clip)).hexdigest()[:16]
 
+# %% ../../nbs/library/readers.ipynb #361c3e67
 def cache_home(cache=None):
     "The folder of the cache: the one given, else $NVS_CACHE, else ~/.cache/nvs_nb."
     return expand(cache or os.environ.get('NVS_CACHE') or '~/.cache/nvs_nb')
@@ -299,6 +304,7 @@ def trim(
             total -= size
     return was - total
 
+# %% ../../nbs/library/readers.ipynb #0a270797
 def clear_cache(home):
     "Remove all entries, and what killed processes have left of others; returns the bytes."
     left = [p for p in home.glob(f'.*{MARK}*') if re.match(rf'\.{ENTRY}', p.name)]
@@ -343,6 +349,7 @@ def small_json(path, most):
     try: return read_json(path) if path.is_file() and path.stat().st_size <= most else None
     except (NvsError, OSError): return None
 
+# %% ../../nbs/library/readers.ipynb #9fed19ac
 def npy_header(shape):
     "The first bytes of a .npy file of bytes."
     head = io.BytesIO()
@@ -388,6 +395,7 @@ def write_meta(path, meta):
     meta = {**meta, 'stamp': stamp(path.with_suffix('.npy'))}
     write_json(path.with_suffix('.json'), {**meta, 'seal': seal(path, meta)})
 
+# %% ../../nbs/library/readers.ipynb #42215478
 def write_cache(path, frames, meta, limit):
     "Keep decoded clips, and remove what has not been used for long. A warning if that cannot be."
     try:
@@ -429,6 +437,7 @@ def drawn(sources, n, seed):
     picks = {*np.random.default_rng(seed).permutation(good)[:n].tolist()}
     return [s for i, s in enumerate(sources) if s.why_not or i in picks]
 
+# %% ../../nbs/library/readers.ipynb #3cc66c6a
 def read_clips(
     reader,      # a key of READERS
     root,        # the folder of the dataset

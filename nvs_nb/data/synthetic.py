@@ -223,6 +223,7 @@ def shaky_camera(rng, t):  # (F, 2) in units of the picture
     (size, rhythm, start), k = np.moveaxis(rng.random((2, 3, 3)), 2, 0), np.arange(1, 4)
     return ((3*size - 1.5)/k*np.sin(2*np.pi*(k*(.6 + .6*rhythm)*t[:, None, None] + start))).sum(2)*[.022, .015]
 
+# %% ../../nbs/library/synthetic.ipynb #f2ec4a53
 def draw_scenery(u, pick):  # yields Capsule
     "Clouds, hills, trees, mown grass, and perhaps a bunker and a flag."
     for _ in range(int(pick('0 1 2 3'))):
@@ -251,6 +252,7 @@ def draw_scenery(u, pick):  # yields Capsule
         yield Capsule((x, y), (x, y - .2), .005, 'f5f5f5')
         yield Capsule((x, y - .185), (x + .07, y - .17), .022, pick('d33a2c f2c230 ffffff'), .004)
 
+# %% ../../nbs/library/synthetic.ipynb #2f8ef072
 def golfer(
     seed,       # a whole number: another golfer, another place
     frames=16,  # the whole swing is told in this many frames

@@ -66,6 +66,7 @@ def need_onnx():  # the package onnx
     except ImportError as e: raise NvsError(f"{e.name} is not installed: pip install 'nvs_nb[explore]'") from None
     return onnx
 
+# %% ../../nbs/library/explore.ipynb #ebc217fa
 def halved(data):
     "An ONNX model whose large tables of 32-bit floats are stored with 16 bits, and widened when it is loaded."
     onnx = need_onnx()
@@ -111,6 +112,7 @@ def to_onnx(
         raise NvsError(f'export: onnxruntime draws frames that are {far:.1e} from those of PyTorch')
     return data, far
 
+# %% ../../nbs/library/explore.ipynb #ce4ea24c
 @torch.no_grad()
 def difference(model, data, codes):
     """The largest difference between frames of an ONNX model and of a model in evaluation mode; None if there is no
@@ -187,6 +189,7 @@ def directions(model, s, prior):
     share = std.square()[order] / std.square().sum()
     return dict(static=kind, share=share.tolist(), codes=packed(std[order, None] * codes[order]))
 
+# %% ../../nbs/library/explore.ipynb #316e5b10
 def page_data(
     run,         # `Opened`
     clips=None,  # `Clips` of the run, if the originals may be shown
@@ -238,6 +241,7 @@ def page_data(
         out |= dict(matrix=dict(rows=names[0], columns=names[1], trained=pairs, first=(new or pairs)[0]))
     return out | dict(sheets=sheets)
 
+# %% ../../nbs/library/explore.ipynb #3ec227d9
 HOME = 'https://github.com/nvs-nb/nvs_nb'
 
 def write_explorer(

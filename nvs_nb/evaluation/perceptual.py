@@ -93,6 +93,7 @@ def read_lpips(net, folder):
     out.source = dict(net=f'LPIPS {net} 0.1', file=name, sha256=sha256[:16])
     return out
 
+# %% ../../nbs/library/perceptual.ipynb #e62f98e0
 def find_lpips(
     net='alex',    # or 'vgg'
     folder=None,   # that holds the two files; None: $NVS_LPIPS, then the installed package

@@ -39,6 +39,7 @@ def device_name(device):
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
     return f'CPU ({torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)})'
 
+# %% ../../nbs/library/report.ipynb #3ebcb33e
 def score_all(
     model, config, clips,  # of any kind; `Clips` under its id maps
     vgg=None, why='',      # feature network, or why there is none: no MCS, and for a baseline random weights
@@ -79,6 +80,7 @@ def score_all(
                 parameters=sum(p.numel() for p in model.parameters()), packed_bytes=packed_size(model))
     return out | told | dict(precision=config.precision, device=device_name(device)), real, fake
 
+# %% ../../nbs/library/report.ipynb #97c59231
 def perceptual_rows(s):
     "LPIPS, MS-SSIM, warping error and FVD as rows of text, or why they are left out; none for scores without them."
     base = lambda k: f'{number(s.get("baseline_" + k), 3)} (mean frame)'
@@ -206,6 +208,7 @@ def generated(d, idx):
     "The clips `idx` of a `Done` as generated."
     return generate(d.model, d.clips.static_id[idx], d.clips.transient_id[idx])
 
+# %% ../../nbs/library/report.ipynb #95bc11e2
 def spread(d, n):
     "The numbers of `n` clips of a `Done`, evenly from the best to the worst."
     return evenly(d.scores['psnr_clips'], n)
@@ -276,6 +279,7 @@ def reconstructions(model, clips, real, fake, scores):  # a film of the best cli
     return film, [Section('Films', films), Section('Frame by frame', [three]), Section('Codes', [codes]),
                   Section(every, [table])]
 
+# %% ../../nbs/library/report.ipynb #a7142e6c
 def new_samples(real, fake, vgg):  # a film, and sections
     "What a baseline makes of drawn codes."
     some = Picture('samples/new.png', show_strips(fake[:6]), 'Six of them, not chosen')
@@ -314,6 +318,7 @@ def left_out(clips):  # list of `Section`, empty if no clip was left out
     lines = Listing('\n'.join(map(printable, clips.skipped)), f'All {n}' if n > 20 else '')
     return [Section('Clips left out', [f'{n} of {n + len(clips)} could not be used:', lines])]
 
+# %% ../../nbs/library/report.ipynb #937d9c15
 def how(config, root, run):  # `Section`
     "What it takes to make a run again."
     changed = [[f'`{k}`', *(literal(setting(x)) for x in two)] for k, two in differences(config).items()]
@@ -323,6 +328,7 @@ def how(config, root, run):  # `Section`
         told, *[Table(['setting', 'default', 'here'], changed)]*bool(changed),
         Listing(json.dumps(config.to_dict(), indent=2), 'The whole configuration')])
 
+# %% ../../nbs/library/report.ipynb #8986fa30
 def finish(
     run,                   # run directory
     model, config, clips,  # of any kind; `Clips` under its id maps

@@ -58,6 +58,7 @@ def sharpness(clips):
     clips, = clips_of(clips)
     return float(np.mean([np.abs(laplace(f)).mean() for c in clips for f in c.mean(-1) / 255]))
 
+# %% ../../nbs/library/samples.ipynb #626e3c1c
 def evaluate_samples(
     real, fake,      # the training clips and new ones, uint8 (N, L, H, W, 3) and (M, L, H, W, 3)
     vgg,             # `VGGFeatures`
@@ -97,6 +98,7 @@ def evaluate_samples(
     out |= sets | dict(samples=m, distinct=distinct, hits=hits)
     return out | dict(frames=frames, frames_real=frames_real, cards=cards)
 
+# %% ../../nbs/library/samples.ipynb #22fa5222
 def mcs_rows(s):
     "MCS, and what to compare it with, as rows of text."
     def row(label, key):

@@ -242,6 +242,7 @@ def write_pages(
     if not (out/'config.json').exists():  # else it is a run, and known by that
         note_made(out, [*files, 'results.json', *(Path(name).parts[0] for name in names)])
 
+# %% ../../nbs/library/tables.ipynb #87082628
 def bars(n):  # list of (name, text, % of the longest)
     "The bars of a `Number`."
     most = max([0, *(v for _, v in n.bars if v is not None)]) or 1

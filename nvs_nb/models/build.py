@@ -35,6 +35,7 @@ def triplet_released(
     hinge, n = (d - nearest + margin).relu() * positive, positive.sum() * len(r)
     return hinge.sum() / n, (hinge > 0).sum() / n
 
+# %% ../../nbs/library/build.ipynb #d3abb6d8
 class Released(NVS):
     "The procedure of the authors' released code."
     def __init__(self, c: Config, S, T):

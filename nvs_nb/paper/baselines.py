@@ -65,6 +65,7 @@ def score_table(rows):  # `Table`
         'halves of the real clips. FCS, diversity, sharpness, drift: good near those of real clips. Coverage: share of '
         'the training clips that are nearest to some sample. Fidelity: distance to the nearest one, 0 for a copy.')
 
+# %% ../../nbs/library/baselines.ipynb #415615ac
 def set_table(rows):  # list of a `Table`, or empty
     "Precision, recall, density, coverage, KVD and LPIPS of `Entry`s, of those that have them."
     names = dict(prdc_precision='precision', prdc_recall='recall', prdc_density='density',
@@ -194,6 +195,7 @@ def seed_table(done, base):
     caption = 'Mean and standard deviation over seeds: other first weights, other codes, another order of clips.'
     return [Table(['', 'seeds', *HEAD], rows, caption)] if rows else [], data
 
+# %% ../../nbs/library/baselines.ipynb #18723549
 def comparison(plan, done, base, vgg):  # list of `Section`
     "The comparison for one set, if there are two models or more."
     instance(Plan, plan=plan), instance(dict, done=done)

@@ -161,6 +161,7 @@ def why_ended(process, path):
     told = [line for line in lines if line.strip()] or [f'its process ended with code {process.exitcode}']
     return told[-1].removeprefix('nvs: ')
 
+# %% ../../nbs/library/plan.ipynb #6d5ae903
 def run_jobs(
     jobs,            # list of `Job`; those that are the same are trained once
     folder,          # where their run directories are, or will be

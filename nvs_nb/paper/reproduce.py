@@ -109,6 +109,7 @@ def minute_of(plan, done):  # `Minute`, or None if no main training is finished
                    f'Best clip of {TITLE[base]}, {literal(d.clips.names[best])}: {what}')
     return Minute(told, film, numbers)
 
+# %% ../../nbs/library/reproduce.ipynb #104030fa
 def reproduce(
     plan,             # `Plan`
     runs,             # folder of the trainings

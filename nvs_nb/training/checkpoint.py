@@ -64,6 +64,7 @@ class OptimizerState(Part):
     state: dict[Count, dict[str, Union[torch.Tensor, Count]]]
     param_groups: list  # not read: a configuration says all that is in them
 
+# %% ../../nbs/library/checkpoint.ipynb #87e8c00e
 class Training(Part):
     step: Count
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -107,6 +108,7 @@ def save_checkpoint(
         with open(tmp, 'wb') as f: torch.save(state, f)  # given a name, it could not say that the disk is full
     atomic_write(path, write)
 
+# %% ../../nbs/library/checkpoint.ipynb #c18181b0
 def check_archive(
     file,  # opened
     size,  # its bytes
@@ -124,6 +126,7 @@ def check_archive(
         if n > 10**5 + size // 6: raise ValueError('a pickle without end')  # a clip takes 7 bytes for each operation
     return held
 
+# %% ../../nbs/library/checkpoint.ipynb #bb42eecc
 def load_checkpoint(
     path,  # the file
 ):
@@ -155,6 +158,7 @@ def load_checkpoint(
         raise NvsError(f'{path}: damaged: its tensors claim more bytes than it holds')
     return checked.model_dump()
 
+# %% ../../nbs/library/checkpoint.ipynb #64132198
 def load_run(
     run,           # run directory, or a checkpoint file
     device='cpu',  # torch device
@@ -199,6 +203,7 @@ def load_optimizer(
     for p, state in o.state.items():  # fused updates write as if all had the strides of the parameter
         state |= {k: torch.empty_like(p, requires_grad=False).copy_(x) for k, x in state.items() if k != 'step'}
 
+# %% ../../nbs/library/checkpoint.ipynb #b966fa32
 def shrink(
     run,  # run directory, or checkpoint file
     out,  # checkpoint file to write
@@ -246,6 +251,7 @@ def open_run(
     folder, own = (path, True) if path.is_dir() else (path.parent, path.name == 'checkpoint.pt')
     return Opened(path, folder, folder if own and path != PRETRAINED else None, *load_run(path, device))
 
+# %% ../../nbs/library/checkpoint.ipynb #fb323a4c
 def same_clips(
     run,    # for the message
     about,  # what its checkpoint says
@@ -283,6 +289,7 @@ def run_clips(
     same_clips(opened.path, opened.about, clips)
     return clips
 
+# %% ../../nbs/library/checkpoint.ipynb #3ca14507
 def share_done(
     opened,  # `Opened`
 ):  # 0 to 1; None for weights without a state of training

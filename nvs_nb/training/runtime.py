@@ -91,6 +91,7 @@ def all_gather(x):
     dist.all_gather(out, padded)
     return torch.cat([o[:n] for o, n in zip(out, sizes)])
 
+# %% ../../nbs/library/runtime.ipynb #f3cecde1
 def average_gradients(
     params,  # those that are updated
     n,       # clips of this process in the batch

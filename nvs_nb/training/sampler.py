@@ -85,6 +85,7 @@ def fits(frames, device):
     if device.type == 'cuda': return frames.nbytes < .4 * torch.cuda.mem_get_info(device)[0]
     return not isinstance(frames, np.memmap)
 
+# %% ../../nbs/library/sampler.ipynb #f1476b5e
 class Sampler:
     "The `Batch` of each step, on the device; the next one is prepared meanwhile."
     def __init__(self,

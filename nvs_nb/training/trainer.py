@@ -54,6 +54,7 @@ class Progress(Callback):
         self.bar.update(self.now(t) - self.bar.n)
     def close(self, t): self.bar.close()
 
+# %% ../../nbs/library/trainer.ipynb #6fcc2b43
 class Samples(Callback):
     "Film strips every few seconds, into samples/: originals above what is generated; of a baseline four new clips."
     def __init__(self, every=60.):
@@ -94,6 +95,7 @@ def stamp(run):
     s = path.stat()
     return s.st_ino, s.st_mtime_ns, s.st_size
 
+# %% ../../nbs/library/trainer.ipynb #ddeca601
 class Trainer:
     "Trains a model on clips; `fit` trains, `resume` goes on. All state is in the run's checkpoint."
     make_model, clock = staticmethod(build_model), staticmethod(time.monotonic)  # for a subclass to replace
