@@ -1,5 +1,4 @@
 "One's own clips, and runs that go on: what is said before and after a training, `nvs resume` after the end, `nvs runs`."
-import contextlib
 import html
 import io
 import json
@@ -15,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from test_cli import nvs, place  # noqa: F401, a fixture
+
 from nvs_nb import cli, core
 from nvs_nb.config import differences, make_config
 from nvs_nb.core import NvsError, wrapped
@@ -24,21 +25,6 @@ from nvs_nb.training.trainer import Trainer
 
 SHORT = ['--device', 'cpu', *'--size 32 --frames 4 --set width=16 --set hidden=8 --set batch=6'.split(),
          *'--set precision=fp32 --set threads=1'.split()]
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch, small_vgg):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('NVS_CACHE', str(tmp_path / '.cache'))
-    return tmp_path
-
-
-def nvs(*args):
-    "Run a command line in this process"
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(a) for a in args])
-    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 
 def done(*args):
