@@ -72,7 +72,7 @@ def judge(real, fake, vgg, f_real, held=None, drawn=None):  # flat dict
         out |= dict(own=own, copies=float((d(f, x).amin(1) < (own + fresh) / 2).float().mean()))
     return out
 
-# %% ../../nbs/library/priors.ipynb #bc1db8e8
+# %% ../../nbs/library/priors.ipynb #264d7c9b
 def main(argv=None):
     "`python -m nvs_nb.bench.priors`: train, draw, judge; what is there is not made again."
     p = argparse.ArgumentParser(prog='python -m nvs_nb.bench.priors', description=main.__doc__)
@@ -105,7 +105,8 @@ def main(argv=None):
                 film = Path(a.out).with_name(f'{Path(a.out).stem}-{kind}.gif')
                 if not seed and model == 'nvs' and not film.exists():
                     new = draw()[:5]
-                    pairs = np.concatenate([new, real[nearest_clip(new, real)]])
+                    old = generate(r.model, clips.static_id, clips.transient_id)  # real ones are not shown
+                    pairs = np.concatenate([new, old[nearest_clip(new, real)]])
                     save_gif(film, grid(pairs[:, ::2], cols=5) | 15, 6)
                 if key in book['rows']: continue
                 if not f_real:
