@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['halved', 'judged', 'main']
 
-# %% ../../nbs/library/large.ipynb #520127be
+# %% ../../nbs/library/large.ipynb #1ee5b060
 import argparse
 from pathlib import Path
 import numpy as np
 import torch
 from ..config import make_config
-from ..core import NvsError, one_line, shaped, whole, write_json
+from ..core import NvsError, one_line, pick_device, shaped, whole, write_json
 from ..data.clips import load_set
 from ..evaluation.metrics import mean_frame, pca_frames, psnr, psnr_moving, ssim
 from ..models.nvs import generate
+from ..training.trainer import Trainer
 from ..viz import grid, save_gif
 from .presets import Curve, Racer
-from .speed import processor
+from .speed import describe
 
 # %% ../../nbs/library/large.ipynb #361f954c
 def halved(frames, size):  # uint8 (N, L, size, size, 3)
@@ -44,7 +45,7 @@ def judged(real, fake, parameters):  # dict
         out |= three('at_64_', a, b) | three('at_64_first_16_', a[:, :16], b[:, :16])
     return out
 
-# %% ../../nbs/library/large.ipynb #475d743d
+# %% ../../nbs/library/large.ipynb #f949836d
 def main(argv=None):
     "`python -m nvs_nb.bench.large DATASET=DIR --out golf.json`: train, generate all clips, score them, show four."
     p = argparse.ArgumentParser(prog='python -m nvs_nb.bench.large', description=main.__doc__)
@@ -52,7 +53,8 @@ def main(argv=None):
     p.add_argument('--size', type=int, default=128, help='height and width in pixels')
     p.add_argument('--frames', type=int, default=16, help='frames of a clip')
     p.add_argument('--width', type=int, default=256, help="channels of the generator's first level")
-    p.add_argument('--seconds', type=float, default=3600, help='of the processor, one thread')
+    p.add_argument('--seconds', type=float, default=3600, help='of training; on a CPU those that its one thread works')
+    p.add_argument('--device', default='cpu', help='see `pick_device`')
     p.add_argument('--run', default='runs/large', help='folder of the run')
     p.add_argument('--out', required=True, help='JSON file; a GIF of four clips beside it')
     a = p.parse_args(argv)
@@ -61,15 +63,17 @@ def main(argv=None):
     c = make_config(name, 'fast', size=a.size, frames=a.frames, width=a.width, seconds=a.seconds, threads=1, draw=0,
                     window='first', read_frames=0)
     clips, curve = load_set(name, root or None, a.size, frames=a.frames), Curve(60.)
-    t = Racer(c, clips, device='cpu', run=a.run, callbacks=[curve], root=root or '', log_every=20).fit()
+    device = pick_device(a.device)
+    kw = dict(device=device, run=a.run, callbacks=[curve], root=root or '', log_every=20)
+    t = (Racer if device.type == 'cpu' else Trainer)(c, clips, **kw).fit()
     if t.stopped: raise KeyboardInterrupt
     fake = generate(t.model, t.clips.static_id, t.clips.transient_id, 16)
     parameters = sum(x.numel() for x in t.model.parameters())
     row = judged(clips.frames, fake, parameters) | dict(
         command=f'{p.prog} {name}{"=DIR" * bool(root)} --size {a.size} --frames {a.frames} --width {a.width} '
-                f'--seconds {a.seconds:g} --out {Path(a.out).name}',
+                f'--seconds {a.seconds:g} --device {device.type} --out {Path(a.out).name}',
         dataset=name, clips=len(clips), frames=a.frames, size=a.size, seconds=a.seconds, steps=t.step,
-        parameters=parameters, curve=curve.points, config=c.hash(), machine=processor())
+        parameters=parameters, curve=curve.points, config=c.hash(), machine=describe(device)['name'])
     some = np.linspace(0, len(fake) - 1, min(4, len(fake))).astype(int)
     save_gif(Path(a.out).with_suffix('.gif'), grid(fake[some, ::2], cols=2) | 15, 6)
     write_json(a.out, row)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['held_out', 'train', 'made_by', 'judge', 'main']
 
-# %% ../../nbs/library/priors.ipynb #45fbfdaf
+# %% ../../nbs/library/priors.ipynb #31f99c03
 import argparse
 from pathlib import Path
 import numpy as np
@@ -19,9 +19,10 @@ from ..models.nvs import generate
 from ..models.prior import PRIORS, Prior, nearest_clip
 from ..training.checkpoint import Opened, describe_clips, open_run, run_clips
 from ..evaluation.metrics import VGGFeatures, feature_net, motion
-from ..evaluation.perceptual import clip_features, prdc_of
+from ..evaluation.perceptual import LPIPS, clip_features, find_lpips, prdc_of
 from ..evaluation.samples import SAMPLES, draw_samples, evaluate_samples, kinds_of
 from .presets import Racer
+from .speed import processor
 
 # %% ../../nbs/library/priors.ipynb #314af80c
 def held_out(names, held, seed):
@@ -41,7 +42,7 @@ def train(dataset, root, model, seconds, seed, held, runs):  # `Opened`
         (run/'done').touch()
     return open_run(run)
 
-# %% ../../nbs/library/priors.ipynb #4d9aae3e
+# %% ../../nbs/library/priors.ipynb #be12166c
 def made_by(opened, clips, n=SAMPLES, seed=0):  # yields (kind, uint8 clips)
     "All that a run can draw: codes of the dictionary, exchanged or mixed ones, each prior; of a baseline new clips."
     instance(Opened, opened=opened)
@@ -52,12 +53,12 @@ def made_by(opened, clips, n=SAMPLES, seed=0):  # yields (kind, uint8 clips)
     for kind in PRIORS:
         yield kind, lambda: Prior(opened.model, clips.static_id, clips.transient_id, kind, seed).clips(n, seed)
 
-def judge(real, fake, vgg, f_real, held=None, drawn=None):  # flat dict
+def judge(real, fake, vgg, f_real, held=None, drawn=None, net=None):  # flat dict
     """The scores of `evaluate_samples` against training clips, and scores against clips held out, if there are more
     than 5. `f_real`: `motion` of the training clips with looks; `held`, `drawn`: `clip_features` of the clips held out,
-    and of the training clips as the run draws them."""
-    instance(VGGFeatures, vgg=vgg), instance(dict, f_real=f_real)
-    s = evaluate_samples(real, fake, vgg, f_real)
+    and of the training clips as the run draws them; `net`: `LPIPS`, None leaves it out."""
+    instance(VGGFeatures, vgg=vgg), instance(dict, f_real=f_real), instance((LPIPS, None), net=net)
+    s = evaluate_samples(real, fake, vgg, f_real, net=net)
     out = {k: v for k, v in s.items() if k not in ('cards', 'hits', 'frames', 'frames_real')}
     d = lambda a, b: torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist') / a.shape[1]**.5
     x, f, fresh = f_real['looks'].flatten(1), clip_features(fake, vgg), s['fidelity_real']
@@ -72,7 +73,7 @@ def judge(real, fake, vgg, f_real, held=None, drawn=None):  # flat dict
         out |= dict(own=own, copies=float((d(f, x).amin(1) < (own + fresh) / 2).float().mean()))
     return out
 
-# %% ../../nbs/library/priors.ipynb #264d7c9b
+# %% ../../nbs/library/priors.ipynb #2440755a
 def main(argv=None):
     "`python -m nvs_nb.bench.priors`: train, draw, judge; what is there is not made again."
     p = argparse.ArgumentParser(prog='python -m nvs_nb.bench.priors', description=main.__doc__)
@@ -87,7 +88,7 @@ def main(argv=None):
     a = p.parse_args(argv)
     torch.set_num_threads(1)
     name, _, root = a.dataset.partition('=')
-    every, vgg = load_set(name, root or None), feature_net(a.vgg16)
+    every, vgg, (net, _) = load_set(name, root or None), feature_net(a.vgg16), find_lpips()
     asked = dict(dataset=name, clips=len(every), held=a.held, seconds=a.seconds, **vgg.source)
     book = read_json(a.out) if Path(a.out).exists() else dict(asked, rows={})
     if {k: book.get(k) for k in asked} != asked: raise NvsError(f'{a.out}: was made with other options or clips')
@@ -114,8 +115,9 @@ def main(argv=None):
                     if len(left): held = clip_features(left, vgg)
                     if model in LATENT:
                         drawn = clip_features(generate(r.model, clips.static_id, clips.transient_id), vgg)
-                row = judge(real, draw(), vgg, f_real, held, drawn)
-                book['rows'][key] = row | dict(model=model, seed=seed, kind=kind, config=r.config.hash())
+                row = judge(real, draw(), vgg, f_real, held, drawn, net)
+                book['rows'][key] = row | dict(model=model, seed=seed, kind=kind, config=r.config.hash(),
+                                               machine=processor())
                 write_json(a.out, book)
                 told = 'coverage', 'fidelity', 'copies', 'held_density', 'met', 'met_drawn'
                 print(key, {k: round(row[k], 3) for k in told if k in row}, flush=True)

@@ -96,7 +96,7 @@ def psnr_moving(real, fake):  # (N,) dB; nan for a clip where nothing moves
     return decibel(np.array(mse))
 
 # %% ../../nbs/2_scores/08_scores.ipynb #00c755c8
-PCA_SIDE = 8000  # rows of the largest matrix to decompose: a minute or two, and a few gigabytes
+PCA_SIDE = 8192  # rows of the largest matrix to decompose: a minute or two, and a few gigabytes
 
 def bytes_of(x):
     "The columns of a matrix as they are in 8 bits each, with a scale for each column."
