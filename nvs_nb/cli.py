@@ -105,7 +105,7 @@ app = application('Non-adversarial video synthesis with learned priors: learn a 
            'Ctrl-C, SIGTERM, a closed terminal.')
 data_app = application('The clips: which of them are here, and how to get the others.')
 app.add_typer(data_app, name='data')
-cache_app = application('The decoded clips that are kept, in $NVS_CACHE, else ~/.cache/nvs_nb.')
+cache_app = application('The decoded clips that are kept. They are in $NVS_CACHE, else ~/.cache/nvs_nb.')
 app.add_typer(cache_app, name='cache')
 
 # %% ../nbs/library/cli.ipynb #661ac73b
@@ -218,6 +218,8 @@ def announce(t):
     if Z: say(f'codes       {count(k.S, "static code")}, {count(k.T, "transient path")}')
     if k.dataset == 'folder' and c.data.fit == 'crop':
         say('frames      the square in their middle; --fit pad keeps all of a frame that is not square')
+    if Z and len(k) == 1:
+        say('one clip    it is learnt alone: nothing to exchange or to draw from; several of one kind help each other')
     if k.skipped: say(f'left out    {len(k.skipped)}: ' + '; '.join(k.skipped[:3])
                       + f'; ...: all of them are listed in {t.run/"clips.json"}' * (len(k.skipped) > 3))
     say(f'parameters  {millions(t.model)}: ' + ', '.join(f'{x} {millions(m)}' for x, m in t.model.named_children()))
@@ -296,7 +298,7 @@ def train(
     runs: Annotated[str, option('--runs', 'DIR', 'Where runs live.', True)] = 'runs',
     vgg16: Vgg = None,
 ):
-    "Learn the clips of a folder or a dataset, then score all of them; of a baseline, 200 new clips."
+    "Learn the clips of a folder or a dataset. Then score all of them; of a baseline, 200 new clips."
     dataset, root, stem = own_folder(dataset, root)
     config = settings(dataset, root, preset, model, changes, epochs=epochs, seconds=seconds, frames=frames, size=size,
                       window=window, stride=stride, fit=fit)
@@ -330,7 +332,7 @@ def resume(
     device: Device = 'auto',
     vgg16: Vgg = None,
 ):
-    "Go on where a run was stopped, or train it longer than was planned; then score it as train does."
+    "Go on where a run was stopped, or train it longer. Then score it as train does."
     if epochs and seconds: raise NvsError('--epochs and --seconds: give one, not both')
     begin(run)
     from nvs_nb.core import hold, pick_device
@@ -396,7 +398,7 @@ def tune(
     changes: Change = [],
     seconds: Annotated[float, option('--seconds', 'S', 'Measure each combination for so long.', True, min=.1)] = 3.,
 ):
-    "Measure precision, memory format and threads on this machine, and print the line to use. Nothing is kept."
+    "Measure which settings are fastest on this machine. Prints the line to use; nothing is kept."
     from nvs_nb.bench.speed import tune
     from nvs_nb.core import pick_device
     from nvs_nb.data.clips import load_clips
@@ -480,7 +482,7 @@ def sample(
     scale: Annotated[int, option('--scale', 'N', 'Enlarge by a whole factor.', True, min=1, max=16)] = 1,
     device: Device = 'auto',
 ):
-    "Draw new clips from a prior over the codes of a run; each is written beside its nearest training clip."
+    "Draw new clips from a prior over the codes of a run. Each is written beside its nearest training clip."
     import numpy as np
     from nvs_nb import viz
     from nvs_nb.core import pick_device
@@ -600,7 +602,7 @@ def pack(
     bits: Annotated[int, option('--bits', 'N', 'Of a weight: 2 to 8; 16 or 32 for floats.', True)] = 8,
     out: Annotated[Optional[str], option('--out', 'FILE', 'Default: NAME.nvs, here.')] = None,
 ):
-    "Write a run as one small file, to pass on; nvs unpack makes a run of it, which can do all but train further."
+    "Write a run as one small file, to pass on. nvs unpack makes a run of it, which can do all but train further."
     from nvs_nb.training.checkpoint import find_run
     from nvs_nb.training.pack import bits_known, pack
     bits_known(bits)
@@ -635,7 +637,7 @@ def compare(
     device: Device = 'auto',
     vgg16: Vgg = None,
 ):
-    "Score new clips of several runs and set them side by side on one page, report.html."
+    "Set new clips of several runs side by side on one page. They are scored; the page is report.html."
     from nvs_nb.core import pick_device
     from nvs_nb.evaluation.metrics import find_vgg
     from nvs_nb.evaluation.tables import as_text
@@ -686,7 +688,7 @@ def export(
     file: Annotated[str, typer.Argument(metavar='FILE', help='The file to write.')] = 'model.onnx',
     codes: Annotated[bool, typer.Option('--codes', help='It takes codes of frames, not indices of clips.')] = False,
 ):
-    "Write the model of a run as ONNX, checked against PyTorch if onnxruntime is here."
+    "Write the model of a run as ONNX. It is checked against PyTorch if onnxruntime is here."
     from nvs_nb.core import atomic_write
     from nvs_nb.evaluation.explore import to_onnx
     from nvs_nb.training.checkpoint import open_run
@@ -713,7 +715,7 @@ def explore(
     port: Annotated[int, option('--port', 'N', 'Of --serve; 0: any that is free.', True, min=0, max=65535)] = 0,
     root: Again = None,
 ):
-    "Write a page in which the model runs in the browser: look, mix, walk, draw new clips. One file, to pass on."
+    "Write a page in which the model runs in the browser. Look, mix, walk, draw new clips: one file, to pass on."
     from nvs_nb.core import made_in
     from nvs_nb.data.clips import SETS
     from nvs_nb.evaluation.explore import ORT, find_ort, server_of, write_explorer
@@ -804,7 +806,7 @@ def reproduce(
     changes: Change = [],
     vgg16: Vgg = None,
 ):
-    "Rebuild every table and figure of the paper; interrupted, the same command goes on."
+    "Rebuild every table and figure of the paper. Interrupted, the same command goes on."
     from nvs_nb.config import parse_changes
     from nvs_nb.paper.reproduce import make_plan, reproduce
     plan = make_plan(datasets, scale, root, seconds, parse_changes(changes), only)

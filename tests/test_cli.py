@@ -278,6 +278,12 @@ def test_help_names_all_sets_and_commands():
     assert re.fullmatch(r'nvs_nb \d+\.\d+\.\d+\n', done('--version').out)
 
 
+def test_every_command_is_told_in_one_line(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    told = done('--help').out.partition('Commands:')[2]
+    assert 'demo' in told and '...' not in told
+
+
 def test_help_is_quick():
     "It must not import torch"
     command = [sys.executable, '-X', 'importtime', '-m', 'nvs_nb.cli', '--help']

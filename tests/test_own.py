@@ -69,7 +69,8 @@ def test_what_is_said_before_a_training(own):
     out = own.out
     assert out.split('\n')[0] == f'reading clips in {own.top}/My Clips ...'
     said = '2 clips, 4 frames each, 32x32 px (folder); the longest has 31 frames: spread over all of it (every 10th)'
-    assert said in out and re.search(r'left out +5: .*\.\.\.: all of them are listed in .*My_Clips-fast/clips.json', out)
+    assert said in out and 'one clip' not in out
+    assert re.search(r'left out +5: .*\.\.\.: all of them are listed in .*My_Clips-fast/clips.json', out)
 
 
 def test_clips_left_out_are_kept_with_the_run(own):
@@ -96,6 +97,7 @@ def test_which_frames(options, told, window, frames, place, monkeypatch):
     monkeypatch.setattr(Trainer, 'fit', lambda t: clips.append(t.clips.frames) or (_ for _ in ()).throw(NvsError('enough')))
     r = nvs('train', 'x', *SHORT, *options)
     assert told in r.out and r.code == 2 and not Path('runs').exists()
+    assert 'one clip    it is learnt alone' in r.out
     assert np.abs(clips[0][0, :, 16, 16, 0] - np.array([250*i//31 for i in frames])).max() <= 2
     assert cli.settings('folder', 'x', 'fast', 'nvs', [], stride=3).data.window == 'first'
 
