@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nvs_nb import cli
 from nvs_nb.bench import encode as bench
@@ -267,4 +268,7 @@ def test_benchmark(run, monkeypatch, capsys):
     book = json.loads(Path('x.json').read_text())
     assert book['command'] == 'python -m nvs_nb.bench.encode RUN --hide 2 --pace --out x.json'
     assert [p['clips'] for p in book['pace']] == [1, 10, 100] and book['hidden']['2']['mean']['codes']['psnr_hidden'] > 0
-    assert Path('x.gif').exists() and Path('x-2.gif').exists() and book['known'] == 16
+    assert book['known'] == 16
+    size = open_run(run).config.data.size
+    for name, columns in (('x', 2), ('x-2', 1)):  # codes, tuned: no frame of the clips themselves
+        with Image.open(f'{name}.gif') as film: assert film.width == columns*size + 2*(columns - 1)

@@ -218,6 +218,11 @@ def test_no_local_paths():
     assert not [p.relative_to(ROOT).as_posix() for p in paths if any(x in p.read_bytes() for x in places)]
 
 
+def test_stored_strips_of_real_clips_show_only_what_was_generated():
+    runs = [*ROOT.glob('data/results/**/run.json')]
+    assert runs and not [p for p in runs if any('original' in row for row in json.loads(p.read_text())['rows'])]
+
+
 def test_tests_read_neither_this_machine_nor_the_network():
     home = os.environ['NVS_TESTS']
     assert Path.home() == Path(home) and os.environ['NVS_CACHE'].startswith(home) and 'NVS_VGG16' not in os.environ

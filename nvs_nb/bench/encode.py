@@ -172,12 +172,15 @@ def main(argv=None):
     found = encode_clips(r, clips, known, tuned=True, net=net, say=say)
     book |= found.told
     write_json(a.out, book)
-    films = dict(all=picture(clips.frames, found.pictures, ranked(found.told, 'tuned')))
+    def film(found, how):  # of what is generated alone: such files are passed on, and the clips may not be
+        some = [found.pictures[k][i] for i in ranked(found.told, how) for k in ('codes', 'tuned') if k in found.pictures]
+        return grid(np.stack(some), cols=len(some) // min(3, len(clips)))
+    films = dict(all=film(found, 'tuned'))
     for hide in a.hide:
         seen = seen_without(hide, L, size)
         part = encode_clips(r, clips, known, seen, net=net, say=say)
         book.setdefault('hidden', {})[hide] = {k: part.told[k] for k in ('mean', 'each')}
-        films[hide] = picture(clips.frames, part.pictures, ranked(part.told, 'codes'), seen)
+        films[hide] = film(part, 'codes')
         write_json(a.out, book)
     if a.pace: book['pace'] = pace(r, clips)
     write_json(a.out, book)
