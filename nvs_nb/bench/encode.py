@@ -173,8 +173,9 @@ def main(argv=None):
     book |= found.told
     write_json(a.out, book)
     def film(found, how):  # of what is generated alone: such files are passed on, and the clips may not be
-        some = [found.pictures[k][i] for i in ranked(found.told, how) for k in ('codes', 'tuned') if k in found.pictures]
-        return grid(np.stack(some), cols=len(some) // min(3, len(clips)))
+        parts = [found.pictures[k] for k in ('codes', 'tuned') if k in found.pictures]
+        some = [x[i] for i in ranked(found.told, how) for x in parts]
+        return grid(np.stack(some), cols=len(parts))
     films = dict(all=film(found, 'tuned'))
     for hide in a.hide:
         seen = seen_without(hide, L, size)
