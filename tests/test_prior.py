@@ -171,8 +171,14 @@ def test_bench_goes_on_where_it_was(tmp_path, tiny_run, small_vgg, monkeypatch, 
     book = read_json(tmp_path/'a.json')
     assert book['command'].endswith('--held 0 --seconds 300 --seeds 1 --models nvs --out a.json')
     assert [r['kind'] for r in book['rows'].values()] == ['dictionary', 'exchanged', 'mixture']
-    assert {p.suffix for p in tmp_path.iterdir() if 'a-' in p.name} == {'.gif'}
+    with Image.open(tmp_path/'a.gif') as im: assert (im.size, im.n_frames) == ((66, 66), 2)  # two kinds, two frames
     with pytest.raises(NvsError, match='other options'): priors.main([*line, '--seconds', '9'])
+    line[-1] = str(tmp_path/'b.json')
+    priors.main([*line, '--widths', '0', '.5'])
+    book = read_json(tmp_path/'b.json')
+    assert book['command'].endswith('--models nvs --widths 0 0.5 --out b.json') and not (tmp_path/'b.gif').exists()
+    near, far = book['rows'].values()
+    assert (near['kind'], far['kind']) == ('width 0', 'width 0.5') and near['fidelity'] != far['fidelity']
 
 
 def test_clips_held_out():
