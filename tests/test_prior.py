@@ -200,11 +200,11 @@ def test_sample(tiny_run, capsys, monkeypatch, quick):
     for more in ([], ['--prior', 'imle', '--seed', 3]):
         code, out, err = nvs(capsys, 'sample', tiny_run, '--n', 3, *more)
         assert code == 0, err
-        assert '3 new clips, each beside the nearest of 18 training clips, as gif, mp4, strip' in out
+        assert '3 new clips, each above the nearest of 18 training clips, as gif, mp4, strip' in out
         assert out.count(' dB') == 3 and out.count('new_0') == 3
     names = {f'{n}{s}' for n in ('new_0001', 'new_0002', 'new_0003') for s in ('.gif', '.mp4', '.png')}
     assert {p.name for p in (tiny_run/'sampled').glob('[!.]*')} == names | {'all.gif', 'all.mp4'}
-    with Image.open(tiny_run/'sampled/new_0001.gif') as im: assert im.size == (66, 32) and im.n_frames == 4
+    with Image.open(tiny_run/'sampled/new_0001.gif') as im: assert im.size == (32, 66) and im.n_frames == 4
     code, out, err = nvs(capsys, 'sample', tiny_run, '--n', 17, '--like', '*chair_0*', '--format', 'gif', '--out', 'x')
     assert code == 0 and '1 more' in out and len(os.listdir('x')) == 19  # with all.gif and the list of what was made
 
@@ -215,9 +215,9 @@ def test_sample_of_what_ships(tmp_path, capsys, monkeypatch):
     assert [p.name for p in (tmp_path/'sampled').glob('[!.]*')] == ['new_0001.png']
 
 
-BAD = {'--prior nonsense': '--prior', '--n 0': '--n', '--n x': '--n', '--seed -1': '--seed', '--like zebra': "--like",
-       '--format avi': '--format', '--fps 0': '--fps', '--scale 99': '--scale', '--device cuda:9': '--device',
-       '--out taken': '--out taken'}
+BAD = {'--prior nonsense': '--prior', '--n 0': '--n', '--n x': '--n', '--seed -1': '--seed', '--like zebra': '--like',
+       '--like ,': '--like=,: names no clip', '--format avi': '--format', '--fps 0': '--fps', '--scale 99': '--scale',
+       '--device cuda:9': '--device', '--out taken': '--out taken'}
 
 
 @pytest.mark.parametrize('line', [*BAD, 'none', 'baseline'])
