@@ -12,7 +12,7 @@ from nvs_nb.bench import priors
 from nvs_nb.config import make_config
 from nvs_nb.core import NvsError, make_rng, read_json
 from nvs_nb.evaluation.metrics import motion, untrained_vgg
-from nvs_nb.evaluation.perceptual import clip_features
+from nvs_nb.evaluation.perceptual import LPIPS, clip_features
 from nvs_nb.models import prior
 from nvs_nb.models.build import build_model
 from nvs_nb.models.nvs import generate
@@ -148,7 +148,9 @@ def test_judged_against_clips_held_out(tiny_run, small_vgg):
     clips = run_clips(r)
     vgg, (real, held) = untrained_vgg(), np.split(clips.frames, [11])
     f, features = motion(real, vgg, looks=True), [clip_features(x, vgg) for x in (held, real)]
-    copies, fresh = (priors.judge(real, fake, vgg, f, *features) for fake in (real, held))
+    copies, fresh = (priors.judge(real, fake, vgg, f, *features, LPIPS('alex')) for fake in (real, held))
+    assert copies['lpips'] < 1e-6 < fresh['lpips'] and copies['lpips_pairs'] == copies['lpips_pairs_real'] > 0
+    assert 'lpips' not in priors.judge(real, held, vgg, f)
     assert (copies['copies'], copies['fidelity'], copies['own']) == (1, 0, 0)
     assert fresh['copies'] < .5 and fresh['held_coverage'] == 1
     assert fresh['met'] == 0 < copies['met'] == copies['met_drawn'] == fresh['met_drawn']
