@@ -467,7 +467,7 @@ class PriorKind(str, Enum):
     "The distributions over codes that `nvs sample` can draw from."
     gaussian, mixture, imle, flow = 'gaussian', 'mixture', 'imle', 'flow'
 
-# %% ../nbs/library/cli.ipynb #25aef8fb
+# %% ../nbs/library/cli.ipynb #4ece8d4f
 @app.command()
 def sample(
     run: Run,
@@ -482,7 +482,7 @@ def sample(
     scale: Annotated[int, option('--scale', 'N', 'Enlarge by a whole factor.', True, min=1, max=16)] = 1,
     device: Device = 'auto',
 ):
-    "Draw new clips from a prior over the codes of a run. Each is written beside its nearest training clip."
+    "Draw new clips from a prior over the codes of a run. Each is written above its nearest training clip."
     import numpy as np
     from nvs_nb import viz
     from nvs_nb.core import pick_device
@@ -496,14 +496,15 @@ def sample(
     if r.config.model.name != 'nvs':
         raise NvsError(f'{r.path}: model {r.config.model.name} has no codes for a prior; use nvs generate --new')
     names, ids = r.about['names'], (r.about['static_id'], r.about['transient_id'])
-    mask = matching(names, like, '--like') if like else None
+    mask = None if like is None else matching(names, like, '--like')
+    if like is not None and not mask.any(): raise NvsError(f'--like={like}: names no clip; without it all are drawn')
     new = Prior(r.model, *ids, prior.value, seed).clips(n, seed, mask)
     old = generate(r.model, *ids)  # as the run draws them, so that its blur is no difference
     which = nearest_clip(new, old)
     made, dB = [f'new_{i + 1:04d}' for i in range(n)], psnr(new, old[which])
-    pairs = np.stack([viz.grid([a, b], 2) for a, b in zip(new, old[which])])
+    pairs = np.stack([viz.grid([a, b], 1) for a, b in zip(new, old[which])])
     write_clips(out or (r.home or Path())/'sampled', made, pairs, format, fps, scale, f'{count(n, "new clip")}, each '
-                f'beside the nearest of {len(names)} training clips,')
+                f'above the nearest of {len(names)} training clips,')
     rows = [(name, names[w], f'{x:.1f} dB') for name, w, x in zip(made, which, dB)]
     say(text_table([('new', 'nearest', 'PSNR between them'), *rows[:16]]) + f'\n... {n - 16} more' * (n > 16))
 

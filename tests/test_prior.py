@@ -12,7 +12,7 @@ from nvs_nb.bench import priors
 from nvs_nb.config import make_config
 from nvs_nb.core import NvsError, make_rng, read_json
 from nvs_nb.evaluation.metrics import motion, untrained_vgg
-from nvs_nb.evaluation.perceptual import clip_features
+from nvs_nb.evaluation.perceptual import LPIPS, clip_features
 from nvs_nb.models import prior
 from nvs_nb.models.build import build_model
 from nvs_nb.models.nvs import generate
@@ -148,7 +148,9 @@ def test_judged_against_clips_held_out(tiny_run, small_vgg):
     clips = run_clips(r)
     vgg, (real, held) = untrained_vgg(), np.split(clips.frames, [11])
     f, features = motion(real, vgg, looks=True), [clip_features(x, vgg) for x in (held, real)]
-    copies, fresh = (priors.judge(real, fake, vgg, f, *features) for fake in (real, held))
+    copies, fresh = (priors.judge(real, fake, vgg, f, *features, LPIPS('alex')) for fake in (real, held))
+    assert copies['lpips'] < 1e-6 < fresh['lpips'] and copies['lpips_pairs'] == copies['lpips_pairs_real'] > 0
+    assert 'lpips' not in priors.judge(real, held, vgg, f)
     assert (copies['copies'], copies['fidelity'], copies['own']) == (1, 0, 0)
     assert fresh['copies'] < .5 and fresh['held_coverage'] == 1
     assert fresh['met'] == 0 < copies['met'] == copies['met_drawn'] == fresh['met_drawn']
@@ -171,8 +173,14 @@ def test_bench_goes_on_where_it_was(tmp_path, tiny_run, small_vgg, monkeypatch, 
     book = read_json(tmp_path/'a.json')
     assert book['command'].endswith('--held 0 --seconds 300 --seeds 1 --models nvs --out a.json')
     assert [r['kind'] for r in book['rows'].values()] == ['dictionary', 'exchanged', 'mixture']
-    assert {p.suffix for p in tmp_path.iterdir() if 'a-' in p.name} == {'.gif'}
+    with Image.open(tmp_path/'a.gif') as im: assert (im.size, im.n_frames) == ((66, 66), 2)  # two kinds, two frames
     with pytest.raises(NvsError, match='other options'): priors.main([*line, '--seconds', '9'])
+    line[-1] = str(tmp_path/'b.json')
+    priors.main([*line, '--widths', '0', '.5'])
+    book = read_json(tmp_path/'b.json')
+    assert book['command'].endswith('--models nvs --widths 0 0.5 --out b.json') and not (tmp_path/'b.gif').exists()
+    near, far = book['rows'].values()
+    assert (near['kind'], far['kind']) == ('width 0', 'width 0.5') and near['fidelity'] != far['fidelity']
 
 
 def test_clips_held_out():
@@ -194,11 +202,11 @@ def test_sample(tiny_run, capsys, monkeypatch, quick):
     for more in ([], ['--prior', 'imle', '--seed', 3]):
         code, out, err = nvs(capsys, 'sample', tiny_run, '--n', 3, *more)
         assert code == 0, err
-        assert '3 new clips, each beside the nearest of 18 training clips, as gif, mp4, strip' in out
+        assert '3 new clips, each above the nearest of 18 training clips, as gif, mp4, strip' in out
         assert out.count(' dB') == 3 and out.count('new_0') == 3
     names = {f'{n}{s}' for n in ('new_0001', 'new_0002', 'new_0003') for s in ('.gif', '.mp4', '.png')}
     assert {p.name for p in (tiny_run/'sampled').glob('[!.]*')} == names | {'all.gif', 'all.mp4'}
-    with Image.open(tiny_run/'sampled/new_0001.gif') as im: assert im.size == (66, 32) and im.n_frames == 4
+    with Image.open(tiny_run/'sampled/new_0001.gif') as im: assert im.size == (32, 66) and im.n_frames == 4
     code, out, err = nvs(capsys, 'sample', tiny_run, '--n', 17, '--like', '*chair_0*', '--format', 'gif', '--out', 'x')
     assert code == 0 and '1 more' in out and len(os.listdir('x')) == 19  # with all.gif and the list of what was made
 
@@ -209,9 +217,9 @@ def test_sample_of_what_ships(tmp_path, capsys, monkeypatch):
     assert [p.name for p in (tmp_path/'sampled').glob('[!.]*')] == ['new_0001.png']
 
 
-BAD = {'--prior nonsense': '--prior', '--n 0': '--n', '--n x': '--n', '--seed -1': '--seed', '--like zebra': "--like",
-       '--format avi': '--format', '--fps 0': '--fps', '--scale 99': '--scale', '--device cuda:9': '--device',
-       '--out taken': '--out taken'}
+BAD = {'--prior nonsense': '--prior', '--n 0': '--n', '--n x': '--n', '--seed -1': '--seed', '--like zebra': '--like',
+       '--like ,': '--like=,: names no clip', '--format avi': '--format', '--fps 0': '--fps', '--scale 99': '--scale',
+       '--device cuda:9': '--device', '--out taken': '--out taken'}
 
 
 @pytest.mark.parametrize('line', [*BAD, 'none', 'baseline'])
