@@ -142,6 +142,13 @@ def test_matrix_that_is_not_tagged(tmp_path):
         near(read(path, 1), 20 if 'color_trc' in tags else 6)
 
 
+def test_reserved_tags():
+    "Cameras write numbers that H.273 has given to nobody; they mean nothing"
+    shot = av.VideoFrame.from_ndarray(FILM[0]).reformat(format='yuv444p', dst_colorspace='ITU601')
+    shot.color_trc = shot.color_primaries = 3
+    assert differ(np.asarray(frames_module.show(shot)[0]), FILM[0]) < 2
+
+
 def test_unknown_color_space(tmp_path):
     with pytest.raises(NvsError, match=r'a\.mkv: .*unknown colour space 14'):
         read(encode(tmp_path / 'a.mkv', planes(FILM/255.), form='planes', tags=dict(colorspace=14)))
@@ -331,6 +338,20 @@ def test_names_of_any_bytes(tmp_path):
     try: encode(tmp_path / 'a.mp4').rename(path)
     except OSError: pytest.skip('names here are UTF-8')
     near(read(path))
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'avi'])
+def test_titles_of_any_bytes(suffix, tmp_path):
+    path = tmp_path / f'a.{suffix}'
+    with av.open(str(path), 'w') as box:
+        box.metadata['title'] = 'Coffee'
+        stream = box.add_stream('png' if suffix == 'avi' else 'libx264', rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, 'rgb24' if suffix == 'avi' else 'yuv444p'
+        for f in (*map(av.VideoFrame.from_ndarray, FILM), None): box.mux(stream.encode(f))
+    data = path.read_bytes()
+    assert b'Coffee' in data
+    path.write_bytes(data.replace(b'Coffee', b'caf\xe9 \xff'))
+    assert frames_module.said(path) == (suffix != 'mkv')*6 and read(path).shape == (6, 32, 32, 3)
 
 
 def test_bombs(tmp_path):

@@ -2,7 +2,6 @@
 import html
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -52,9 +51,10 @@ def own(tmp_path_factory):
     top = tmp_path_factory.mktemp('own')
     for name, n in (('a', 9), ('long one', 31), ('s1', 3), ('s2', 1)): film(top / f'My Clips/{name}.gif', n)
     for i in range(3): (top / f'My Clips/bad{i}.mp4').write_text('no film')
-    os.environ['NVS_CACHE'] = str(top / '.cache')
-    out = done('train', top / 'My Clips', '--runs', top / 'runs', *SHORT, '--epochs', 2)
-    return SimpleNamespace(top=top, path=top / 'runs/My_Clips-fast', out=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('NVS_CACHE', str(top / '.cache'))
+        out = done('train', top / 'My Clips', '--runs', top / 'runs', *SHORT, '--epochs', 2)
+        yield SimpleNamespace(top=top, path=top / 'runs/My_Clips-fast', out=out)
 
 
 @pytest.fixture

@@ -93,8 +93,8 @@ def test_strips_of_several_clips_stand_below_each_other(clips, tmp_path):
 def test_mp4_plays_in_browsers(clips, h, w, scale):
     with av.open(io.BytesIO(mp4_bytes(clips[0][:, :h, :w], fps=10, scale=scale))) as file:
         video, frames = file.streams.video[0], [*file.decode(video=0)]
-    assert (video.codec.name, video.pix_fmt, video.average_rate, len(frames)) == ('h264', 'yuv420p', 10, 8)
-    assert (video.height, video.width) == (h*scale + h*scale % 2, w*scale + w*scale % 2)
+        assert (video.codec.name, video.pix_fmt, video.average_rate, len(frames)) == ('h264', 'yuv420p', 10, 8)
+        assert (video.height, video.width) == (h*scale + h*scale % 2, w*scale + w*scale % 2)
 
 
 QUADRANTS = np.array([[(200, 40, 40), (40, 180, 60)], [(40, 60, 200), (220, 200, 40)]], np.uint8)

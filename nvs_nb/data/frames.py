@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECODER', 'FORMATS', 'CONTAINERS', 'PICTURE', 'ANIMATION', 'VIDEO', 'NEITHER', 'FITS', 'WINDOWS', 'ONE', 'SIGNED',
-           'NUMBER', 'PRIMARIES', 'PQ', 'HLG', 'ALPHA', 'TooShort', 'decoding', 'opened', 'open_picture',
+           'NUMBER', 'PRIMARIES', 'PQ', 'HLG', 'ALPHA', 'LENIENT', 'TooShort', 'decoding', 'opened', 'open_picture',
            'check_pixels', 'is_film', 'load', 'to_rgb', 'open_rgb', 'square', 'follow', 'shrink', 'Window', 'taken',
            'read_tiles', 'tile_step', 'asked', 'natural', 'numbered', 'series', 'read_images', 'color_table', 'show',
            'pages', 'container', 'said', 'movie', 'Film', 'read_film']
@@ -373,6 +373,8 @@ def show(
     full = shot.color_range == 2 or form.name.startswith('yuvj') or form.is_rgb
     full = full or form.name.startswith('gray') and not shot.color_range
     alpha = not opaque and (form.has_palette or any(c.is_alpha for c in form.components))
+    curve, primaries = shot.color_trc, shot.color_primaries
+    shot.colorspace, shot.color_trc, shot.color_primaries = space, 2, 2  # av 17 reads them here, not below; 2: unknown
     tags = dict(src_colorspace=space, src_color_range=2 if full else 1, dst_color_range=2)
     half = 2 if shot.width*shot.height > 4e6 else 1  # of 4K and more, the means of 2x2 pixels suffice
     rgb = shot.reformat(shot.width//half, shot.height//half, 'rgba' if alpha else 'rgb24',
@@ -386,7 +388,6 @@ def show(
         pixels = pixels[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
     im = to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
     if form.components[0].bits > 14: im.info['top'] = int(pixels[..., :3].max())
-    curve, primaries = shot.color_trc, shot.color_primaries
     if curve in (PQ, HLG) and primaries == 2: primaries = 9
     return im.filter(color_table(curve, primaries)) if curve in (PQ, HLG) or primaries in PRIMARIES else im, ratio
 
@@ -401,12 +402,13 @@ def pages(im):
         if im.format == 'MPO': return  # a photograph, and what its camera adds to it
 
 ALPHA = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}  # decoders that keep it, which FFmpeg's own ones do not
+LENIENT = dict(metadata_errors='replace') if int(av.__version__.split('.')[0]) < 19 else {}  # titles of any bytes
 
 # %% ../../nbs/library/frames.ipynb #d6813cec
 def container(path):
     "A video file, opened."
     options = dict(format_whitelist=CONTAINERS, protocol_whitelist='file')
-    try: return av.open(f'file:{path}', options=options, metadata_errors='replace')
+    try: return av.open(f'file:{path}', options=options, **LENIENT)
     except (av.InvalidDataError, av.ArgumentError, av.EOFError, av.OSError):
         raise ValueError(NEITHER) from None
 
@@ -460,6 +462,9 @@ class Film:
             except Exception as e:
                 if not self.n or out_of_memory(e) and not isinstance(e, av.FFmpegError): raise
                 self.damaged = True
+            finally:
+                shots.close()
+                shots = shot = None  # an exception in Python 3.10's `contextmanager` would keep them
 
 def read_film(
     path,    # a file

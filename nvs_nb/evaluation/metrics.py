@@ -124,7 +124,8 @@ def pca_frames(real, nbytes):  # (uint8 clips, number of components, bytes that 
         weights = sum(c @ basis[b] for b, c in parts())
     else: basis, weights = vectors, torch.cat([c.T @ vectors for _, c in parts()])
     basis, weights, out = bytes_of(basis).T, bytes_of(weights), np.empty_like(x)
-    for b in blocks(F, max(1, 2**24//P)): out[b] = (weights[b] @ basis + torch.from_numpy(mean)).round().clamp(0, 255)
+    for b in blocks(F, max(1, 2**24//P)):
+        out[b] = (weights[b] @ basis + torch.from_numpy(mean)).round().clamp(0, 255).numpy()
     return out.reshape(real.shape), k, P + k*each
 
 # %% ../../nbs/2_scores/08_scores.ipynb #8026e095
