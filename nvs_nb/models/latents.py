@@ -104,7 +104,7 @@ def project_ball(z):
     shaped('torch.float (..., D)', z=z)
     return z / z.norm(dim=-1, keepdim=True).clamp(min=1)
 
-# %% ../../nbs/1_method/04_codes.ipynb #53913cbd
+# %% ../../nbs/1_method/04_codes.ipynb #a3257d9e
 def project_rank(
     z,    # (..., L, D) paths
     rho,  # largest rank allowed; 0: no constraint
@@ -112,5 +112,6 @@ def project_rank(
     "The nearest paths of rank at most `rho`, from the top singular vectors (eq. 7)."
     shaped('torch.float (..., L, D)', z=z), whole(0, rho=rho)
     if rho == 0 or rho >= min(z.shape[-2:]): return z
-    u, s, v = torch.linalg.svd(z, full_matrices=False)
-    return (u[..., :rho] * s[..., None, :rho]) @ v[..., :rho, :]
+    gram = z.double() @ z.double().mT  # (L, L): a GPU decomposes many small ones at once, but z one after the other
+    u = torch.linalg.eigh(gram)[1][..., -rho:].to(z.dtype)
+    return u @ (u.mT @ z)
