@@ -439,7 +439,7 @@ def paper_plan(o, tmp):
 
 
 def paper_baselines(o, tmp):
-    folder = Path(__file__).parent.parent/'data/results/rivals'
+    folder = Path(__file__).parent.parent/'data/results/short'
     return [given('stored', folder=(folder, 'path')),
             given('stored_table', s=(stored(folder)['chairs'], 'thing'), label=('VGAN', 'choice'))]
 

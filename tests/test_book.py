@@ -78,7 +78,7 @@ def test_head_of_a_chapter(stage):
 
 
 def test_links_lead_to_pages_pictures_or_the_repository(stage):
-    picture = 'data/results/rivals/rivals-chairs.png'
+    picture = 'data/results/short/supplement2.png'
     made, nb = stage(markdown('[a](04_codes.ipynb#Exercises) [`b`](../../nvs_nb/models/nvs.py) '
                               f'![c](../../{picture}) '
                               '[d](../../LICENSE) [e](https://x.org) `[f](g.md)` [k](#Here)'))

@@ -132,7 +132,7 @@ def test_reproduce(capfd):
                   'All trainings'):
         assert f'## {title}' in text and f'>{title}</a></h2>' in page and title in book['sections']
     here = book['sections']['Table 2: Golf']['here']
-    assert set(here) == {'without', 'full'} and f'{here["full"]["psnr_mean"]:.2f}' in text
+    assert set(here) == {'without', 'full', 'glo'} and f'{here["full"]["psnr_mean"]:.2f}' in text
     assert read_json(next(Path('runs').glob('*/golf/full-*/scores.json')))['device'] in text
     for name in re.findall(r'!\[[^]]*\]\(([^)]*)\)', text):
         assert (out/name).stat().st_size > 500 and f'src="{name}"' not in page
