@@ -1,20 +1,24 @@
-"Masks, holes, alignment and the section of real films; no training."
+"Masks, holes, alignment and the section of real films; a training of one step."
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nvs_nb.config import make_config
 from nvs_nb.core import NvsError
-from nvs_nb.data.clips import choose, load_clips, load_set
+from nvs_nb.data.clips import choose, load_clips, load_set, to_float
 from nvs_nb.data.synthetic import actor
 from nvs_nb.evaluation.tables import Picture, write_pages
 from nvs_nb.models.nvs import NVS
+from nvs_nb.paper import exchange
 from nvs_nb.paper.exchange import (
-    TABLE3, TITLE, align, cell_kinds, cells, complete, holes, jobs, mask_names, matrix_clip, score_cells, score_pair,
-    sections, stand_ins)
+    TABLE3, TITLE, Filler, MixedPairs, NoisyCodes, WeightDecay, align, cell_kinds, cells, complete, holes, jobs,
+    mask_names, matrix_clip, score_cells, score_pair, sections, stand_ins)
 from nvs_nb.paper.plan import Done, Plan
+from nvs_nb.training.sampler import Batch
 
 PEOPLE = 'daria denis eli ido ira'.split()
 SMALL = dict(size=32, levels=3, width=16, hidden=8, d_s=4, d_t=4, frames=6, threads=1)
@@ -124,3 +128,71 @@ def test_frames_of_the_matrix(actors):
     picture = matrix_clip(fake, kinds)
     assert picture.shape == (6, 74, 74, 3) and (picture[:, 2:34, 2:34] == fake[0, 0]).all()
     assert (picture[:, 40:72, 2:34] == fake[0, 1]).all()  # below: another action of the same identity
+
+
+def test_the_mask_of_the_paper_by_command(tmp_path, root, monkeypatch):
+    trained = []
+    def score(films, some, full):
+        trained.append(some.names)
+        return dict(means=dict(unseen=dict(psnr=1., psnr_moving=2., both=0.)), ceiling={}, cells=[])
+    monkeypatch.setattr(exchange, 'score_cells', score)
+    settings = [f'{k}={v}' for k, v in SMALL.items()] + ['epochs=1']
+    told = [str(root), '--frames', '8', '--out', str(tmp_path / 'book.json'), '--set', *settings, '--masks']
+    exchange.main([*told, 'paper'])
+    row, = (book := json.loads((tmp_path / 'book.json').read_text()))['rows'].values()
+    assert row['mask'] == 'paper' and row['steps'] == 1 and '--masks paper' in book['commands'][0]
+    assert {n.rstrip('1') for n in trained[0]} == {
+        f'{p}_{a}' for a in ('jump', 'run', 'walk') for p in TABLE3[a] if p in PEOPLE and (p, a) != ('ido', 'jump')}
+    exchange.main([*told, 'paper'])  # what is there is not made again
+    assert len(trained) == 1
+    with pytest.raises(NvsError, match='--masks few: expected a number, or paper'): exchange.main([*told, 'few'])
+
+
+def small_model(kind, clips, **changes):
+    return Filler(make_config('actors', 'exchange', **SMALL | dict(dropout=0., threads=1) | changes), clips, kind).model
+
+
+@pytest.fixture(scope='module')
+def some_actors(): return choose(load_set('actors', size=32, frames=6), leave_out='ada_walk,finn_bow')
+
+
+def test_weight_decay_shrinks_what_gets_no_gradient(some_actors):
+    model = small_model(WeightDecay, some_actors)
+    G = model.optimizers()['G']
+    was = {k: p.detach().clone() for k, p in model.G.named_parameters()}
+    for p in model.G.parameters(): p.grad = torch.zeros_like(p)
+    G.step()
+    rate = {p: g['lr'] for g in G.param_groups for p in g['params']}
+    for k, p in model.G.named_parameters():
+        torch.testing.assert_close(p, was[k] * (1 - WeightDecay.decay * rate[p] * (p.ndim > 1)))
+
+
+def test_codes_are_noisy_in_training_only(some_actors):
+    model = small_model(NoisyCodes, some_actors, norm='group')
+    ids = torch.tensor([0, 1]), torch.tensor([2, 3])
+    draw = lambda: model(*ids)[0].detach()
+    assert not torch.equal(draw(), draw())
+    model.eval()
+    assert torch.equal(draw(), draw()) and torch.equal(draw(), NVS.forward(model.train(False), *ids)[0])
+
+
+def test_mixed_pairs_ask_for_the_other_person(some_actors):
+    "Where people differ by their walls only, the truth costs nothing, and a wrong person does."
+    rng = np.random.default_rng(0)
+    films = rng.integers(0, 99, (6, 6, 32, 32, 3)) + 20 * np.arange(6)[:, None, None, None, None, None]
+    films = films.astype(np.uint8)  # (S, T, L, H, W, 3)
+    clips = replace(some_actors, frames=films[some_actors.static_id, some_actors.transient_id], digests=None)
+    model, first = small_model(MixedPairs, clips), torch.arange(8)
+    s, t = (torch.from_numpy(x)[first] for x in (clips.static_id, clips.transient_id))
+    at = torch.tensor([[1, 4]]).expand(8, -1)
+    real = torch.from_numpy(films)[s[:, None], t[:, None], at]
+
+    def extra(person):  # what the term says of a model that draws `person(s)` in place of s
+        model.forward = lambda s, t, at: (to_float(torch.from_numpy(films)[person(s)[:, None], t[:, None], at]), r)
+        def loss(weight):
+            model.weight = weight
+            torch.manual_seed(0)
+            return model.loss(Batch(s, t, real, at, torch.zeros(8, dtype=torch.int64)))[0].item()
+        return loss(1.) - loss(0.)
+    r = torch.zeros(8, 6, 4)
+    assert extra(lambda s: s) == pytest.approx(0, abs=1e-6) and extra(lambda s: (s + 1) % 6) > .02
