@@ -17,7 +17,7 @@ from test_cli import nvs, place  # noqa: F401, a fixture
 
 from nvs_nb import cli, core
 from nvs_nb.config import differences, make_config
-from nvs_nb.core import NvsError, wrapped
+from nvs_nb.core import NvsError, note_made, wrapped
 from nvs_nb.evaluation import report
 from nvs_nb.training.checkpoint import left_out, load_run
 from nvs_nb.training.trainer import Trainer
@@ -125,6 +125,8 @@ def test_a_folder_or_a_dataset(place):
     refused('train', f'{place}/My_Clips', names=[f"did you mean '{place}/My Clips'?"])
     refused('train', '', names=['neither a folder'])
     refused('train', 'x', names=['x', 'no clips in it'])
+    film(Path('x/a.gif'), 9), note_made('x', ['a.gif'])
+    refused('train', 'x', names=['x', 'no clips in it', '1 that nvs wrote'])
 
 
 def test_limits_of_a_folder():

@@ -213,6 +213,8 @@ def find_sources(
     used = {f for s in sources for f in s.files}
     others = [f'{k}: not read' for k in kinds(f for f in files if f not in used)]
     if not sources:
+        ours = made_in(root) & {p.name for p in root.iterdir()}
+        if ours: others.append(f'{len(ours)} that nvs wrote: to learn them, copy them to a folder of their own')
         there = f' ({"; ".join(trouble + others)})'*bool(trouble + others)
         raise NvsError(f'{root}: no clips in it{there}; expected {READERS[reader].__doc__.split(". ")[0]}')
     return sources, trouble + others*(reader == 'folder')
