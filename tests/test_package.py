@@ -12,6 +12,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB = ROOT / 'nvs_nb'
@@ -201,11 +203,28 @@ def test_constraints_pin_every_requirement():
     "Whatever `make` installs by name is pinned to one exact version"
     def norm(name): return re.sub(r'[-_.]+', '-', name).lower()
     lines = [x for x in (ROOT / 'constraints.txt').read_text().splitlines() if x and not x.startswith('#')]
-    assert not [x for x in lines if not re.fullmatch(r"[\w.-]+==[\w.]+(; python_version (<|>=) '3\.11')?", x)]
+    assert not [x for x in lines if not re.fullmatch(r"[\w.-]+==[\w.]+(; python(_full)?_version (<|>=) '3\.11(\.5)?')?", x)]
     pinned = {norm(x.partition('==')[0]) for x in lines}
     names = 'requirements', *(f'{x}_requirements' for x in ('notebook', 'explore', 'book', 'dev'))
     wanted = [re.match(r'[\w.-]+', r)[0] for n in names for r in settings()[n].split()]
     assert not [w for w in wanted if norm(w) not in pinned]
+
+
+def test_pins_suit_the_first_release_of_every_python():
+    "A pin for 3.11 that wants 3.11.5 lets pip search for ever on 3.11.2"
+    from importlib.metadata import PackageNotFoundError, distribution
+    bad = []
+    for line in (ROOT / 'constraints.txt').read_text().splitlines():
+        if not (pin := line.partition('#')[0].strip()): continue
+        pin = Requirement(pin)
+        try: found = distribution(pin.name)
+        except PackageNotFoundError: continue
+        if found.version.partition('+')[0] not in pin.specifier: continue
+        for python in '3.11.0', '3.12.0', '3.13.0':  # 3.10 goes without the book, whose packages have no marker
+            here = dict(python_full_version=python, python_version=python.rpartition('.')[0])
+            if pin.marker and not pin.marker.evaluate(here): continue
+            if python not in SpecifierSet(found.metadata['Requires-Python'] or ''): bad.append((line, python))
+    assert not bad
 
 
 def test_no_local_paths():
