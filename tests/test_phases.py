@@ -156,7 +156,7 @@ def test_the_experiment(tmp_path, monkeypatch, capsys):
     args = [str(tmp_path/'root'), '--variants', 'exchange;no dropout', '--frames', '10', '--out',
             str(tmp_path/'x.json'), '--set', *tiny]
     main(args)
-    assert 'no dropout, mask 0, seed 0' in capsys.readouterr().out and (tmp_path/'x-exchange.gif').exists()
+    assert 'no dropout, mask 0, seed 0' in capsys.readouterr().out and (tmp_path/'x-exchange.webp').exists()
     main(args)
     assert capsys.readouterr().out == ''  # what is there is not made again
     films, some, full, row = fill(tmp_path/'root', 'exchange', read=10, **dict(SMALL, epochs=1))

@@ -347,7 +347,7 @@ def set_scores(own, to, among, f, g):  # flat dict
     out = {f'prdc_{k}': v for k, v in prdc_of(own, to, among, min(5, few)).items()} if few else {}
     return numbers(out | kvd(f, g))
 
-# %% ../../nbs/library/perceptual.ipynb #609b6c1c
+# %% ../../nbs/library/perceptual.ipynb #01732516
 def noisy(real, sigma=10., seed=0):
     "Gaussian noise of `sigma` grey levels on every pixel."
     finite(0, sigma=sigma), whole(0, seed=seed)
@@ -390,8 +390,8 @@ def main(argv=None):
         for net, why in found:
             if not net: raise NvsError(why)
         nets = [net for net, _ in found]
-        out = dict(command=f'{p.prog} --root DIR --nets {" ".join(args.nets)} --out data/results/perceptual.json',
-                   nets=[n.source for n in nets], sets={})
+        words = [*['--root DIR'] * bool(args.root), '--nets', *args.nets, '--out', Path(args.out).name]
+        out = dict(command=f'{p.prog} {" ".join(words)}', nets=[n.source for n in nets], sets={})
         sets = [load_set(n) for n in ('chairs', 'actors')]
         if args.root: sets += [load_set(n, root=Path(args.root)/n) for n in ('weizmann', 'chairs', 'golf')]
         for c in sets:
