@@ -45,15 +45,18 @@ class PathOfFrames(nn.Module):
         points = torch.cat([z[:, None].expand(-1, path.shape[1], -1), path], -1)
         return self.image(points.flatten(0, 1)).unflatten(0, path.shape[:2])
 
-# %% ../../nbs/5_baselines/03_tgan.ipynb #c6875f89
+# %% ../../nbs/5_baselines/03_tgan.ipynb #b723d720
 @torch.no_grad()
 def clip_singular_values(net):
     "No layer of `net` may stretch: singular values at most 1, gains of batch norm at most the deviation."
     instance(nn.Module, net=net)
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.Linear)):
-            u, s, v = torch.linalg.svd(m.weight.flatten(1), full_matrices=False)
-            m.weight.copy_(((u * s.clamp(max=1)) @ v).view_as(m.weight))
+            w = m.weight.flatten(1).double()
+            if tall := w.shape[0] > w.shape[1]: w = w.T
+            s2, u = torch.linalg.eigh(w @ w.T)  # of the small Gram matrix: the SVD of w itself takes long on a GPU
+            w = (u * s2.clamp(min=1).rsqrt()) @ (u.T @ w)
+            m.weight.copy_((w.T if tall else w).view_as(m.weight))
         if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d)):
             most = (m.running_var + m.eps).sqrt()
             m.weight.copy_(m.weight.clamp(min=.01).minimum(most))
