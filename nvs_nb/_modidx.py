@@ -1301,7 +1301,9 @@ d = { 'settings': { 'branch': 'main',
                             'nvs_nb.viz.save_gif': ('library/viz.html#save_gif', 'nvs_nb/viz.py'),
                             'nvs_nb.viz.save_mp4': ('library/viz.html#save_mp4', 'nvs_nb/viz.py'),
                             'nvs_nb.viz.save_strip': ('library/viz.html#save_strip', 'nvs_nb/viz.py'),
+                            'nvs_nb.viz.save_webp': ('library/viz.html#save_webp', 'nvs_nb/viz.py'),
                             'nvs_nb.viz.show_strips': ('library/viz.html#show_strips', 'nvs_nb/viz.py'),
                             'nvs_nb.viz.side_by_side': ('library/viz.html#side_by_side', 'nvs_nb/viz.py'),
                             'nvs_nb.viz.strip': ('library/viz.html#strip', 'nvs_nb/viz.py'),
-                            'nvs_nb.viz.tint': ('library/viz.html#tint', 'nvs_nb/viz.py')}}}
+                            'nvs_nb.viz.tint': ('library/viz.html#tint', 'nvs_nb/viz.py'),
+                            'nvs_nb.viz.webp_bytes': ('library/viz.html#webp_bytes', 'nvs_nb/viz.py')}}}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LISTS', 'COLORS', 'CYCLE', 'STYLE', 'new_figure', 'tint', 'check_clip', 'grid', 'strip', 'show_strips',
-           'side_by_side', 'bigger', 'gif_bytes', 'mp4_bytes', 'png_bytes', 'save_bytes', 'save_strip', 'save_gif',
-           'save_mp4', 'animate', 'figure_pixels', 'plot_curves', 'plane', 'plot_paths', 'html_picture', 'controls',
-           'marked', 'matrix_controls']
+           'side_by_side', 'bigger', 'gif_bytes', 'mp4_bytes', 'webp_bytes', 'png_bytes', 'save_bytes', 'save_strip',
+           'save_gif', 'save_webp', 'save_mp4', 'animate', 'figure_pixels', 'plot_curves', 'plane', 'plot_paths',
+           'html_picture', 'controls', 'marked', 'matrix_controls']
 
 # %% ../nbs/library/viz.ipynb #01124c59
 import base64, html, io
@@ -130,7 +130,7 @@ def side_by_side(
     titles = [t for n in names for t in (f'{n}original', 'generated', f'{gain} x difference')]
     return show_strips(rows, titles, every, width)
 
-# %% ../nbs/library/viz.ipynb #86411820
+# %% ../nbs/library/viz.ipynb #d39fdb7d
 def bigger(clip, scale):
     "Frames (..., H, W, C), each pixel `scale` wide and high."
     whole(1, 64, scale=scale), shaped('uint8 (..., H, W, 3)', clip=clip)
@@ -165,13 +165,21 @@ def mp4_bytes(clip, fps=12, scale=1):
         file.mux(video.encode())
     return out.getvalue()
 
+def webp_bytes(clip, fps=12, scale=1):
+    "The same as WebP, with all colours and some loss: for films larger than a GIF should be."
+    finite(.1, 240, fps=fps)
+    first, *rest = map(Image.fromarray, bigger(check_clip(clip), scale))
+    out = io.BytesIO()
+    first.save(out, 'WEBP', save_all=True, append_images=rest, duration=round(1000/fps), loop=0, quality=60)
+    return out.getvalue()
+
 def png_bytes(clip, every=1):
     "The film strip as a PNG."
     out = io.BytesIO()
     Image.fromarray(strip(clip, every)).save(out, 'PNG')
     return out.getvalue()
 
-# %% ../nbs/library/viz.ipynb #4564f0af
+# %% ../nbs/library/viz.ipynb #44d4de65
 def save_bytes(path, suffix, encode, clip, *args):
     "Check, encode in memory, then write atomically; whatever fails names the file."
     instance(PATH, path=path)
@@ -200,6 +208,10 @@ def save_gif(
 ):
     "Animated GIF. `NvsError` when it cannot be written."
     save_bytes(path, '.gif', gif_bytes, clip, fps, scale)
+
+def save_webp(path, clip, fps=12, scale=1):
+    "Animated WebP, otherwise as `save_gif`."
+    save_bytes(path, '.webp', webp_bytes, clip, fps, scale)
 
 def save_mp4(path, clip, fps=12, scale=1):
     "MP4 video, otherwise as `save_gif`."

@@ -92,8 +92,8 @@ def some():
 def viz(o, tmp):
     play = dict(fps=(12, 'number'), scale=(1, 'count'))
     files = [given(f'save_{s}', path=(tmp/f'a.{s}', 'path'), clip=(o.real[0], 'frames'), **play) for s in ('gif',
-          'mp4')]
-    return [*files, *(given(f, clip=(o.real[0], 'frames'), **play) for f in ('gif_bytes', 'mp4_bytes')),
+          'webp', 'mp4')]
+    return [*files, *(given(f, clip=(o.real[0], 'frames'), **play) for f in ('gif_bytes', 'webp_bytes', 'mp4_bytes')),
         given('animate', clip=(o.real[0], 'frames'), **play, alt=('a clip', 'text?'), width=(90, 'count?')),
         given('figure_pixels', fig=(new_figure()[0], 'thing')),
         given('save_strip', path=(tmp/'a.png', 'path'), clip=(o.real[0], 'frames'), every=(1, 'count')),

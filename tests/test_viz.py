@@ -15,9 +15,9 @@ from PIL import Image
 from nvs_nb import viz
 from nvs_nb.core import NvsError
 from nvs_nb.viz import (COLORS, animate, gif_bytes, grid, mp4_bytes, plane, plot_curves, plot_paths, save_gif, save_mp4,
-                        save_strip, show_strips, side_by_side, strip, tint)
+                        save_strip, save_webp, show_strips, side_by_side, strip, tint)
 
-WRITERS = [(save_strip, '.png'), (save_gif, '.gif'), (save_mp4, '.mp4')]
+WRITERS = [(save_strip, '.png'), (save_gif, '.gif'), (save_webp, '.webp'), (save_mp4, '.mp4')]
 
 
 @pytest.fixture
@@ -189,3 +189,13 @@ def test_tints_lie_between_white_and_the_colour():
         full, half = to_rgb(code), tint(name, .5)
         assert tint(name, 1) == pytest.approx(full) and tint(name, 0) == (1, 1, 1)
         assert half == pytest.approx([(1+c)/2 for c in full])
+
+
+def test_webp_keeps_colours_and_time(clips, tmp_path):
+    save_webp(tmp_path/'a.webp', clips[2], fps=5, scale=2)
+    with Image.open(tmp_path/'a.webp') as film:
+        assert (film.n_frames, film.size) == (8, (64, 48)) and film.info.get('loop') == 0
+        for i, frame in enumerate(clips[2]):
+            film.seek(i), film.load()
+            assert film.info['duration'] == 200
+            assert np.abs(np.array(film.convert('RGB'))[::2, ::2].astype(int) - frame).mean() < 6

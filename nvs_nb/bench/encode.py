@@ -130,7 +130,7 @@ def encode_clips(
                     for how, s in each.items()}) for i, (name, j) in enumerate(zip(clips.names, like))]
     return Encoded(model, codes, pictures, told)
 
-# %% ../../nbs/library/encode.ipynb #b806de06
+# %% ../../nbs/library/encode.ipynb #9e98c2da
 def picture(real, pictures, some, seen=None):  # uint8 (L, H', W', 3)
     "A row for each clip of `some`: the original, as far as it is seen, and what was made of it, from left to right."
     seen = np.ones(real.shape[:4], bool) if seen is None else np.broadcast_to(seen, real.shape[:4])
@@ -152,6 +152,7 @@ def pace(opened, clips, counts=(1, 10, 100)):  # list of dicts
         out.append(dict(clips=n, seconds=time.process_time() - start))
     return out
 
+# %% ../../nbs/library/encode.ipynb #a7a20615
 def main(argv=None):
     "`python -m nvs_nb.bench.encode`: clips that a run was not trained on, encoded and tuned, and with parts hidden."
     p = argparse.ArgumentParser(prog='python -m nvs_nb.bench.encode', description=main.__doc__)

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['halved', 'judged', 'main']
 
-# %% ../../nbs/library/large.ipynb #1d180b1c
+# %% ../../nbs/library/large.ipynb #8a104422
 import argparse
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
 from ..config import make_config
 from ..core import NvsError, one_line, pick_device, shaped, whole, write_json
 from ..data.clips import load_set
 from ..evaluation.metrics import mean_frame, pca_frames, psnr, psnr_moving, ssim
 from ..models.nvs import generate
 from ..training.trainer import Trainer
-from ..viz import grid
+from ..viz import grid, save_webp
 from .presets import Curve, Racer
 from .speed import describe
 
@@ -46,7 +45,7 @@ def judged(real, fake, parameters):  # dict
         out |= three('at_64_', a, b) | three('at_64_first_16_', a[:, :16], b[:, :16])
     return out
 
-# %% ../../nbs/library/large.ipynb #e12a725d
+# %% ../../nbs/library/large.ipynb #2593d143
 def main(argv=None):
     "`python -m nvs_nb.bench.large DATASET=DIR --out golf.json`: train, generate all clips, score them, show eight."
     p = argparse.ArgumentParser(prog='python -m nvs_nb.bench.large', description=main.__doc__)
@@ -76,8 +75,7 @@ def main(argv=None):
         dataset=name, clips=len(clips), frames=a.frames, size=a.size, seconds=a.seconds, steps=t.step,
         parameters=parameters, curve=curve.points, config=c.hash(), machine=describe(device)['name'])
     some = np.linspace(0, len(fake) - 1, min(8, len(fake))).astype(int)
-    first, *rest = map(Image.fromarray, grid(fake[some], cols=4))
-    first.save(Path(a.out).with_suffix('.webp'), save_all=True, append_images=rest, duration=100, loop=0, quality=60)
+    save_webp(Path(a.out).with_suffix('.webp'), grid(fake[some], cols=4), 10)
     write_json(a.out, row)
     print({k: round(v, 2) for k, v in row.items() if isinstance(v, float)})
 

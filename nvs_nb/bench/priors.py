@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['held_out', 'train', 'made_by', 'save_first', 'judge', 'main']
 
-# %% ../../nbs/library/priors.ipynb #a14135b8
+# %% ../../nbs/library/priors.ipynb #31f99c03
 import argparse
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
 from ..config import make_config
 from ..core import NvsError, instance, one_line, read_json, whole, write_json
-from ..viz import grid
+from ..viz import grid, save_gif
 from ..data.clips import as_pattern, load_clips, load_set
 from ..models.build import LATENT
 from ..models.nvs import generate
@@ -43,7 +42,7 @@ def train(dataset, root, model, seconds, seed, held, runs):  # `Opened`
         (run/'done').touch()
     return open_run(run)
 
-# %% ../../nbs/library/priors.ipynb #cbdaea32
+# %% ../../nbs/library/priors.ipynb #38f7d730
 def made_by(opened, clips, n=SAMPLES, seed=0, widths=()):  # yields (kind, a function that draws uint8 clips)
     """All that a run can draw: codes of the dictionary, exchanged or mixed ones, each prior; of a baseline new clips.
     With `widths`, only mixtures as wide as these."""
@@ -62,9 +61,8 @@ def save_first(path, opened, clips):
     "The first clip of every kind of draw as a GIF, each above the clip of the dictionary that is nearest to it."
     new = np.stack([draw()[0] for kind, draw in made_by(opened, clips) if kind != 'dictionary'])
     old = generate(opened.model, clips.static_id, clips.transient_id)  # real ones are not shown
-    film = grid(np.concatenate([new, old[nearest_clip(new, clips.frames[:, :new.shape[1]])]])[:, ::2], cols=len(new))
-    frames = [Image.fromarray(f).quantize(32, dither=Image.Dither.NONE) for f in film]  # few colours: a small file
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=160, loop=0)
+    pairs = np.concatenate([new, old[nearest_clip(new, clips.frames[:, :new.shape[1]])]])
+    save_gif(path, grid(pairs[:, ::2], cols=len(new)) | 15, 6)  # few colours: a small file
 
 def judge(real, fake, vgg, f_real, held=None, drawn=None, net=None):  # flat dict
     """The scores of `evaluate_samples` against training clips, and scores against clips held out, if there are more

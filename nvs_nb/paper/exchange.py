@@ -9,7 +9,7 @@ __all__ = ['TABLE3', 'CELL_KINDS', 'SCORES', 'RIGHT', 'LINES', 'CARD', 'IDEAS', 
            'score_table', 'WeightDecay', 'NoisyCodes', 'MixedPairs', 'Filler', 'fill', 'jobs', 'exchange_parts',
            'sections', 'main']
 
-# %% ../../nbs/3_paper/12_exchange.ipynb #31141785
+# %% ../../nbs/3_paper/12_exchange.ipynb #dc1e19fa
 import argparse, time
 from dataclasses import replace
 from itertools import product
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import PIL.Image
 import torch
 from PIL.ImageColor import getrgb
 from torch.nn import functional as F
@@ -26,7 +25,7 @@ from ..core import (
     PATH, NvsError, finite, indices, instance, one_line, one_of, read_json, shaped, whole, write_json)
 from ..data.clips import Clips, as_pattern, load_clips, to_float
 from ..data.download import PEOPLE
-from ..viz import COLORS, grid, new_figure
+from ..viz import COLORS, grid, new_figure, save_webp
 from ..models.nvs import NVS, generate
 from ..training.trainer import Trainer
 from ..evaluation.metrics import mean_frame, numbers, psnr, psnr_moving, ssim
@@ -371,7 +370,7 @@ def sections(plan, done):
         parts += more
     return [Section(TITLE, parts, data)] if len(parts) > 1 else []
 
-# %% ../../nbs/3_paper/12_exchange.ipynb #e011f5e5
+# %% ../../nbs/3_paper/12_exchange.ipynb #998eaf22
 def main(argv=None):
     "`python -m nvs_nb.paper.exchange`: fill holes of a matrix of real people; what is there is not made again."
     p = argparse.ArgumentParser(prog='python -m nvs_nb.paper.exchange', description=main.__doc__)
@@ -399,9 +398,7 @@ def main(argv=None):
         write_json(a.out, book)
         if (mask, seed) == (0, 0) and variant in ('exchange', 'fast'):
             kinds = cell_kinds(some, full)
-            first, *rest = map(PIL.Image.fromarray, matrix_clip(films, kinds)[::2])
-            first.save(Path(a.out).with_name(f'{Path(a.out).stem}-{variant}.webp'), save_all=True, append_images=rest,
-                       duration=167, loop=0, quality=60, method=6)
+            save_webp(Path(a.out).with_name(f'{Path(a.out).stem}-{variant}.webp'), matrix_clip(films, kinds)[::2], 6)
         m = row['means']['unseen']
         print(f'{key}: {m["psnr"]:.2f} dB, moving {m["psnr_moving"]:.2f}, who and what {m["both"]:.0%}', flush=True)
 
